@@ -1,0 +1,1 @@
+"""Better training data: consistency filtering, hard negatives, long pairs and near-duplicates."""

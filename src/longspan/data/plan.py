@@ -1,0 +1,116 @@
+"""Which rows are read in which step: a pure function, without memory.
+
+`plan(step)` names one source and the rows of the *global* batch. It depends on the sources' sizes and weights, the
+batch size, the seed and the step, and on nothing else: not on the number of processes, not on what was read before. So
+resume is one integer, and any number of processes read the same examples in the same step.
+
+One source per batch (paper, section 4.2.2) keeps the model from telling documents apart by their source. In an epoch
+each row of a source is read once, except for the rest that does not fill a batch; other rows are left over in the next
+epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longspan.errors import LongspanError
+
+_ROUNDS = 4
+_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """What the plan must know of a source."""
+
+    name: str
+    num_rows: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One step's global batch: the number of its source, and its rows in order (int64)."""
+
+    source: int
+    rows: np.ndarray
+
+
+class Plan:
+    """`Plan(sources, batch_size, seed)(step) -> PlannedBatch`.
+
+    Attributes:
+        steps_per_epoch: batches until every source has been read `weight` times.
+    """
+
+    def __init__(self, sources: Sequence[PlannedSource], batch_size: int, seed: int) -> None:
+        self.sources = tuple(sources)
+        self.batch_size = batch_size
+        self.seed = seed
+        for source in self.sources:
+            if source.num_rows < batch_size:
+                raise LongspanError(
+                    f"source {source.name!r} has {source.num_rows} rows and cannot fill a batch of {batch_size}",
+                    where=f"source {source.name}",
+                    remedy="use a smaller batch_size, leave the source out, or merge it with a similar one",
+                )
+        self._full = [source.num_rows // batch_size for source in self.sources]
+        drawn = [max(1, round(source.weight * full)) for source, full in zip(self.sources, self._full, strict=True)]
+        self._ends = np.cumsum(drawn)
+        self.steps_per_epoch = int(self._ends[-1])
+
+    def __call__(self, step: int) -> PlannedBatch:
+        """The batch of a step (from 0)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        slot = int(shuffled(np.array([position]), self.steps_per_epoch, (self.seed, epoch))[0])
+        source = int(np.searchsorted(self._ends, slot, side="right"))
+        number = slot - (int(self._ends[source - 1]) if source else 0)
+        # A source with weight 2 is read twice in an epoch, in two different orders.
+        reading, number = divmod(number, self._full[source])
+        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        rows = shuffled(places, self.sources[source].num_rows, (self.seed, epoch, source + 1, reading))
+        return PlannedBatch(source, rows)
+
+
+def shuffled(places: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+    """Where a keyed shuffle of `range(size)` puts each place: a bijection computed place by place.
+
+    A four-round Feistel network on the smallest even number of bits that covers `size`; values outside are walked on
+    until they fall inside. Memory is that of `places`, whatever the size.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    low = np.uint64((1 << half) - 1)
+    keys = [np.uint64(_hash_ints((*key, round_number))) for round_number in range(_ROUNDS)]
+    values = places.astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & low
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & low)
+        values[outside] = (left << np.uint64(half)) | right
+        outside = values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+def random_generator(*key: int) -> np.random.Generator:
+    """A random generator that is a pure function of a few integers, e.g. (seed, step, row)."""
+    return np.random.Generator(np.random.Philox(key=_hash_ints(key)))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    # The finaliser of splitmix64: every input bit changes about half of the output bits.
+    with np.errstate(over="ignore"):
+        values = (values + np.uint64(0x9E3779B97F4A7C15)) & _MASK
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))
+
+
+def _hash_ints(key: Sequence[int]) -> int:
+    state = np.zeros(1, dtype=np.uint64)
+    for part in key:
+        state = _mix(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    return int(state[0])

@@ -1,0 +1,206 @@
+"""Text in, vectors out: the one way by which text becomes a vector in this house.
+
+Curation, evaluation, search and export checks all go through `Embedder`, so that a model cannot mean one thing in
+training and another in use.
+
+Axes: N texts, B sequences of one batch, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longspan.errors import LongspanError
+from longspan.files import atomic_path, sha256_json
+from longspan.model.config import EmbeddingConfig
+from longspan.model.encoder import Encoder
+from longspan.model.folder import read_model, write_model
+from longspan.model.pooling import PooledEncoder, finish
+from longspan.text.packed import Packed, chunks_of_similar_length
+from longspan.text.tokenizer import Tokenizer
+
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65_536}
+"""On a CPU a batch's activations should stay in the last-level cache; a GPU wants to be filled."""
+TEXTS_PER_ROUND = 16_384
+"""Texts are tokenised and sorted this many at a time, which bounds memory whatever the number of texts."""
+
+
+class Embedder:
+    """A model ready for use.
+
+    Example:
+        >>> embedder = Embedder.load("runs/finetune")                                   # doctest: +SKIP
+        >>> vectors = embedder.embed(["how do I ...?"], task="search_query", dim=256)   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: Tokenizer,
+        config: EmbeddingConfig,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        name: str = "model",
+    ) -> None:
+        self.device = torch.device(device) if device is not None else _best_device()
+        self.model = PooledEncoder(encoder, config.pooling).to(self.device, dtype).eval()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.name = name
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Embedder:
+        """Load a published folder, a finished run, or a hub id.
+
+        Raises:
+            LongspanError: it is not there, or is not a model that longspan computes exactly.
+        """
+        encoder, tokenizer, config = read_model(path_or_id)
+        return cls(encoder, tokenizer, config, device=device, dtype=dtype, name=str(path_or_id))
+
+    def save(self, folder: str | Path) -> None:
+        """Publish: write a folder that longspan, sentence-transformers and transformers load as it is."""
+        with atomic_path(Path(folder)) as unfinished:
+            write_model(unfinished, self.model.encoder, self.tokenizer, self.config)
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates of a vector."""
+        return self.model.encoder.config.width
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of everything a vector depends on: weights, arithmetic, tokenizer, pooling, prefixes."""
+        encoder = self.model.encoder
+        settings = [encoder.config.model_dump(), self.config.model_dump(), self.tokenizer.fingerprint]
+        digest = hashlib.sha256(sha256_json(settings).encode())
+        for name, tensor in encoder.state_dict().items():
+            digest.update(name.encode() + str(tensor.dtype).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        dim: int | None = None,
+        max_length: int | None = None,
+        truncate: bool = False,
+        tokens_per_batch: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Vectors of texts, in their order.
+
+        Args:
+            texts: N texts, none of them empty.
+            task: one of the model's tasks; its prefix is put before every text. A model without prefixes reads every
+                task as plain text; a model with prefixes refuses None.
+            dim: keep the first `dim` coordinates (Matryoshka) and normalise again.
+            max_length: longest text in tokens, prefix and special tokens included; None: what the model reads.
+            truncate: cut longer texts at `max_length` instead of refusing them.
+            tokens_per_batch: a batch is filled up to this many tokens, texts of similar length together; None takes
+                what suits the device.
+            progress: called with the number of texts done since the last call.
+
+        Returns:
+            float32, (N, D) or (N, dim). A vector depends on its text and task, not on the other texts.
+
+        Raises:
+            LongspanError: an empty or too long text (named by its index), an unknown task, an impossible dim.
+        """
+        self._check_dim(dim)
+        prefix = self._prefix(task)
+        limit = self._limit(max_length)
+        width = self.dim if dim is None else dim
+        budget = tokens_per_batch or TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
+        vectors_ND = np.empty((len(texts), width), dtype=np.float32)
+        for start in range(0, len(texts), TEXTS_PER_ROUND):
+            part = texts[start : start + TEXTS_PER_ROUND]
+            sequences = self._sequences(part, prefix, limit, truncate, first_index=start)
+            for group in chunks_of_similar_length([len(s) for s in sequences], budget):
+                packed = Packed.of([sequences[i] for i in group])
+                vectors_ND[[start + i for i in group]] = self._vectors(packed, dim)
+                if progress is not None:
+                    progress(len(group))
+        return vectors_ND
+
+    def num_tokens(self, texts: Sequence[str], *, task: str | None = None) -> list[int]:
+        """Tokens that each text would take, prefix and special tokens included."""
+        ids = self.tokenizer.encode([self._prefix(task) + text for text in texts])
+        return [len(i) + 2 for i in ids]
+
+    def _vectors(self, packed: Packed, dim: int | None) -> np.ndarray:
+        with torch.inference_mode():
+            e_BD = finish(self.model(packed.to(self.device)), self.config, dim)
+        return e_BD.float().cpu().numpy()
+
+    def _sequences(
+        self, texts: Sequence[str], prefix: str, limit: int, truncate: bool, *, first_index: int
+    ) -> list[np.ndarray]:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise LongspanError(
+                    f"text number {first_index + i} is empty" if isinstance(text, str) else f"{text!r} is not a text",
+                    where=f"texts[{first_index + i}]",
+                    remedy="leave it out: an empty text has no meaning to embed",
+                )
+        sequences = []
+        start, end = np.array([self.tokenizer.cls_id]), np.array([self.tokenizer.sep_id])
+        for i, ids in enumerate(self.tokenizer.encode([prefix + text for text in texts])):
+            if len(ids) + 2 > limit and not truncate:
+                raise LongspanError(
+                    f"text number {first_index + i} has {len(ids) + 2} tokens, more than {limit}",
+                    where=f"texts[{first_index + i}]",
+                    remedy="split it, or pass truncate=True (--truncate) to read only its beginning",
+                )
+            sequences.append(np.concatenate([start, ids[: limit - 2], end]))
+        return sequences
+
+    def _prefix(self, task: str | None) -> str:
+        prefixes = self.config.prefixes
+        if not prefixes:
+            return ""
+        if task not in prefixes:
+            raise LongspanError(
+                "this model needs to know the task of a text" if task is None else f"the model has no task {task!r}",
+                where=self.name,
+                remedy=f"pass task= one of: {', '.join(sorted(prefixes))}",
+            )
+        return prefixes[task]
+
+    def _limit(self, max_length: int | None) -> int:
+        longest = self.config.max_length
+        if max_length is None:
+            return longest
+        if not 3 <= max_length <= longest:
+            raise LongspanError(
+                f"max_length {max_length} is not between 3 and {longest}",
+                where=self.name,
+                remedy=f"the model reads at most {longest} tokens",
+            )
+        return max_length
+
+    def _check_dim(self, dim: int | None) -> None:
+        if dim is not None and not 1 <= dim <= self.dim:
+            raise LongspanError(
+                f"dim {dim} is not between 1 and {self.dim}", where=self.name, remedy="choose a smaller dim"
+            )
+
+
+def _best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""How good is an embedder: retrieval measures, benchmark suites and reports."""

@@ -1,0 +1,143 @@
+"""The encoder: packed token ids in, one vector per token out. Mathematics only.
+
+Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
+
+The paper's model (section 4.1.2) is BERT with rotary positions, SwiGLU, no biases and no dropout, normalised after each
+residual sum. The BERT family itself (learned positions, GELU, biases) is the same encoder with other settings, so that
+teachers and baselines run through the same code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longspan.model.attention import attention
+from longspan.model.config import EncoderConfig
+from longspan.model.rope import rotary_tables, rotate
+from longspan.text.packed import Packed
+
+INIT_STD = 0.02
+"""Standard deviation of initial weights, as BERT's."""
+
+
+class Encoder(nn.Module):
+    """`Encoder(config)(packed) -> h_TD`."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+    def forward(self, packed: Packed) -> Tensor:
+        """Vectors of all tokens, (T, D), in the model's dtype (or autocast's)."""
+        h_TD = self.embeddings(packed)
+        rotation = self._rotation(packed, h_TD.dtype)
+        for layer in self.layers:
+            h_TD = layer(h_TD, rotation, packed)
+        return h_TD
+
+    def _rotation(self, packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        config = self.config
+        if config.positions != "rotary":
+            return None
+        return rotary_tables(
+            packed,
+            base=config.rotary_base,
+            head_size=config.head_size,
+            trained_length=config.trained_length,
+            alpha=config.ntk_alpha,
+            dtype=dtype,
+        )
+
+
+class Embeddings(nn.Module):
+    """Sum of token, token-type and (if learned) position vectors, normalised."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.padded_vocab_size, config.width)
+        self.token_types = nn.Embedding(config.num_token_types, config.width)
+        self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, packed: Packed) -> Tensor:
+        h_TD = self.tokens(packed.ids_T)
+        h_TD = h_TD + (self.token_types.weight[0] if packed.types_T is None else self.token_types(packed.types_T))
+        if self.positions is not None:
+            h_TD = h_TD + self.positions(packed.positions_T())
+        return self.norm(h_TD)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each added to its input and then normalised (post-norm)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config) if config.activation == "swiglu" else GELU(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+    def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+        h_TD = self.norm1(h_TD + self.attention(h_TD, rotation, packed))
+        return self.norm2(h_TD + self.mlp(h_TD))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each sequence."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+        q_THK, k_THK, v_THK = self.qkv(h_TD).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
+        if rotation is not None:
+            cos_TK, sin_TK = (table.to(q_THK.dtype) for table in rotation)
+            q_THK, k_THK = rotate(q_THK, cos_TK, sin_TK), rotate(k_THK, cos_TK, sin_TK)
+        return self.out(attention(q_THK, k_THK, v_THK, packed).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """`down(up(x) * silu(gate(x)))`; the two input projections are one matrix, up first."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.up_gate = nn.Linear(config.width, 2 * config.inner_width, bias=config.bias)
+        self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
+
+    def forward(self, h_TD: Tensor) -> Tensor:
+        up_TF, gate_TF = self.up_gate(h_TD).chunk(2, dim=-1)
+        return self.down(up_TF * functional.silu(gate_TF))
+
+
+class GELU(nn.Module):
+    """`down(gelu(up(x)))`, BERT's."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.inner_width, bias=config.bias)
+        self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
+
+    def forward(self, h_TD: Tensor) -> Tensor:
+        return self.down(functional.gelu(self.up(h_TD)))
+
+
+def initialize(module: nn.Module, seed: int) -> None:
+    """Draw all weights anew from `seed`: matrices normal with std 0.02, biases 0, norms 1.
+
+    The draw is made in float32 on the CPU, so that the same seed gives the same model on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() >= 2:
+                drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, INIT_STD, generator=generator)
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -1,0 +1,191 @@
+"""The folder of a published model: encoder, tokenizer, and how a text becomes a vector.
+
+The layout is sentence-transformers' (with stock module classes only, so that nobody needs `trust_remote_code`):
+`config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`, `modules.json`, `1_Pooling/config.json`,
+`sentence_bert_config.json` and `config_sentence_transformers.json`. Facts: peers.md E1, E4, E5.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from longspan.errors import LongspanError
+from longspan.files import read_json, write_json
+from longspan.model.config import EmbeddingConfig
+from longspan.model.encoder import Encoder
+from longspan.model.hub import load_encoder, save_encoder
+from longspan.text.tokenizer import Tokenizer
+
+_POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "last": "pooling_mode_lasttoken",
+}
+_COMPACT_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
+
+def find_model(path_or_id: str | os.PathLike[str]) -> Path:
+    """The local folder of a model: the folder itself, a finished run's `model/`, or a download from the hub.
+
+    Raises:
+        LongspanError: there is no such folder and the hub does not give it.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        if (path / "config.json").is_file() and not (path / "run.json").is_file():
+            return path
+        if (path / "model" / "config.json").is_file():
+            return path / "model"
+        if (path / "run.json").is_file():
+            raise LongspanError(
+                "this run is not finished: it has no model yet",
+                where=path,
+                remedy=f"finish it first: longspan train --resume {path}",
+            )
+        raise LongspanError(
+            "the folder is not a model: it has no config.json",
+            where=path,
+            remedy="name a published model's folder or a finished run",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+    except Exception as error:  # the hub client raises many kinds; each means "not to be had"
+        raise LongspanError(
+            f"no model {str(path_or_id)!r}: no such folder, and the hub did not give it ({type(error).__name__})",
+            where=str(path_or_id),
+            remedy="check the spelling; without a network, download the model first and name its folder",
+        ) from None
+
+
+def read_model(path_or_id: str | os.PathLike[str]) -> tuple[Encoder, Tokenizer, EmbeddingConfig]:
+    """Everything that a published folder says.
+
+    Raises:
+        LongspanError: a part is missing, torn or of a kind that longspan does not compute.
+    """
+    folder = find_model(path_or_id)
+    encoder = load_encoder(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > encoder.config.padded_vocab_size:
+        raise LongspanError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the encoder only {encoder.config.padded_vocab_size}",
+            where=folder,
+            remedy="tokenizer and weights belong to different models: download both again",
+        )
+    return encoder, tokenizer, _read_embedding_config(folder, encoder.config.max_length)
+
+
+def write_model(folder: Path, encoder: Encoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
+    """Write a whole model folder. Not atomic: callers write to an unfinished name (`files.atomic_path`)."""
+    save_encoder(encoder, folder)
+    tokenizer.save(folder / "tokenizer.json")
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(config))
+    write_json(folder / "modules.json", _modules(config))
+    write_json(folder / "1_Pooling" / "config.json", _pooling(config, encoder.config.width))
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", _sentence_transformers_config(config))
+
+
+def _tokenizer_config(config: EmbeddingConfig) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_length,
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+
+
+def _modules(config: EmbeddingConfig) -> list[dict[str, Any]]:
+    # The old class paths load in every release; the new ones only from 5.4 on.
+    names = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if config.normalize:
+        names.append(("2_Normalize", "Normalize"))
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(names)
+    ]
+
+
+def _pooling(config: EmbeddingConfig, width: int) -> dict[str, Any]:
+    # The verbose form: some servers mis-read the compact one as CLS pooling.
+    modes = {key: mode == config.pooling for mode, key in _POOLING_KEYS.items()}
+    return {"word_embedding_dimension": width, **modes, "include_prompt": True}
+
+
+def _sentence_transformers_config(config: EmbeddingConfig) -> dict[str, Any]:
+    return {
+        "__version__": {"sentence_transformers": "2.7.0", "transformers": "4.40.0", "pytorch": "2.3.0"},
+        "prompts": dict(config.prefixes),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+
+
+def _read_embedding_config(folder: Path, longest: int) -> EmbeddingConfig:
+    if not (folder / "modules.json").is_file():
+        raise LongspanError(
+            "modules.json is missing, so nothing says how token vectors become a text vector",
+            where=folder,
+            remedy="name a folder in the layout of sentence-transformers, or start training from it with --init",
+        )
+    modules = read_json(folder / "modules.json", remedy="download the model again")
+    pooling, normalize = "", False
+    for module in modules:
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _read_pooling(folder / module["path"] / "config.json")
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise LongspanError(
+                f"module {kind!r} is not supported",
+                where=folder / "modules.json",
+                remedy="use a model made of Transformer, Pooling and Normalize",
+            )
+    if not pooling:
+        raise LongspanError("there is no Pooling module", where=folder / "modules.json", remedy="download it again")
+    limits = _optional(folder / "sentence_bert_config.json")
+    prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    return EmbeddingConfig.parse(
+        {
+            "pooling": pooling,
+            "normalize": normalize,
+            "max_length": min(limits.get("max_seq_length") or longest, longest),
+            "prefixes": {name: text for name, text in prompts.items() if text},
+        },
+        where=folder,
+    )
+
+
+def _read_pooling(path: Path) -> str:
+    published = read_json(path, remedy="download the model again")
+    if "pooling_mode" in published:
+        modes = [published["pooling_mode"]] if isinstance(published["pooling_mode"], str) else published["pooling_mode"]
+        modes = [_COMPACT_POOLING.get(mode, mode) for mode in modes]
+    else:
+        modes = [mode for mode, key in _POOLING_KEYS.items() if published.get(key)]
+    if len(modes) != 1 or modes[0] not in ("mean", "cls", "last"):
+        raise LongspanError(
+            f"pooling {modes} is not supported", where=path, remedy="use a model with mean, cls or last-token pooling"
+        )
+    if published.get("include_prompt") is False:
+        raise LongspanError(
+            "pooling that leaves out the prompt is not supported",
+            where=path,
+            remedy="use a model that pools all tokens",
+        )
+    return modes[0]
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path, remedy="download the model again") if path.is_file() else {}

@@ -1,0 +1,49 @@
+"""Token vectors to text vectors.
+
+Axes: T tokens, B sequences, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longspan.model.config import EmbeddingConfig
+from longspan.model.encoder import Encoder
+from longspan.text.packed import Packed
+
+
+class PooledEncoder(nn.Module):
+    """An encoder and a pooling: `PooledEncoder(encoder, "mean")(packed) -> e_BD`, not normalised.
+
+    This is what contrastive training trains and what `Embedder` runs.
+    """
+
+    def __init__(self, encoder: Encoder, pooling: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+
+    def forward(self, packed: Packed) -> Tensor:
+        return pool(self.encoder(packed), packed, self.pooling)
+
+
+def pool(h_TD: Tensor, packed: Packed, pooling: str) -> Tensor:
+    """One vector per sequence, (B, D), in float32 or wider: the mean of all its tokens, its first, or its last."""
+    h_TD = h_TD.to(torch.promote_types(h_TD.dtype, torch.float32))
+    if pooling == "mean":
+        return torch.segment_reduce(h_TD, "mean", lengths=packed.lengths_B())
+    if pooling == "cls":
+        return h_TD[packed.cu_seqlens[:-1].long()]
+    if pooling == "last":
+        return h_TD[packed.cu_seqlens[1:].long() - 1]
+    raise ValueError(f"unknown pooling {pooling!r}")
+
+
+def finish(e_BD: Tensor, config: EmbeddingConfig, dim: int | None = None) -> Tensor:
+    """Cut to the first `dim` coordinates (Matryoshka) and normalise, as the model was trained."""
+    if dim is not None:
+        e_BD = e_BD[:, :dim]
+    if config.normalize:
+        e_BD = torch.nn.functional.normalize(e_BD, dim=-1)
+    return e_BD

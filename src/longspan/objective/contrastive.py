@@ -1,0 +1,109 @@
+"""Contrastive learning: pairs in, gradients out (paper, sections 3.2, 3.3 and 4.2).
+
+Axes: n queries of this process, N = n * world size queries of the global batch, H negatives of each, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from longspan.config import Config
+from longspan.data.collate import PairBatch
+from longspan.objective.gradcache import embed_in_chunks
+from longspan.objective.losses import info_nce
+from longspan.objective.world import Alone, World
+
+
+class ContrastiveConfig(Config):
+    """InfoNCE over query-document pairs."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    temperature: float = Field(default=0.02, gt=0)
+    """tau of equations (1) and (2). The paper does not state it; the released configuration uses a scale of 50."""
+    num_negatives: int = Field(default=0, ge=0)
+    """H: mined negatives drawn for each query in each step."""
+    negatives_for: Literal["own", "all"] = "own"
+    """Whether a mined negative is a candidate for its own query only (equation 2) or for every query of the batch (the
+    released code)."""
+    max_query_tokens: int = Field(default=2048, ge=16)
+    max_document_tokens: int = Field(default=2048, ge=16)
+    """Texts are cut here, prefix and special tokens included."""
+    chunk_tokens: int = Field(default=65_536, gt=0)
+    """Most tokens in a chunk of GradCache: what bounds memory."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+
+
+class Contrastive:
+    """`backward(model, batch)` leaves in `.grad` the gradient of the mean loss over the global batch."""
+
+    def __init__(
+        self, config: ContrastiveConfig, *, world: World | None = None, autocast: torch.dtype | None = None
+    ) -> None:
+        self._config = config
+        self._world = world or Alone()
+        self._autocast = autocast
+
+    def backward(self, model: nn.Module, batch: PairBatch) -> dict[str, float | str]:
+        """Add the gradients of one global batch to `.grad`; collective over the world.
+
+        Args:
+            model: maps a `Packed` to vectors (B, D), e.g. `PooledEncoder`.
+            batch: this rank's share; every rank has the same number of queries.
+
+        Returns:
+            loss (mean over the global batch), accuracy (part of the queries whose own document scores highest), and
+            counts, all global.
+        """
+        world, n = self._world, batch.queries.num_sequences
+        budget = self._config.chunk_tokens
+        q_nD, backward_queries = embed_in_chunks(model, batch.queries, budget, self._autocast)
+        d_nD, backward_documents = embed_in_chunks(model, batch.documents, budget, self._autocast)
+
+        share_negatives = self._config.negatives_for == "all"
+        queries_nD = q_nD.requires_grad_()
+        positives_ND = world.gather(d_nD[:n]).requires_grad_()
+        negatives_D = (world.gather(d_nD[n:]) if share_negatives else d_nD[n:]).requires_grad_()
+        loss, correct = self._loss(queries_nD, positives_ND, negatives_D)
+        (loss / (n * world.size)).backward()
+
+        gradient_nD = [world.reduce_scatter(_gradient(positives_ND))]
+        if batch.num_negatives:
+            gradient = _gradient(negatives_D)
+            gradient_nD.append(world.reduce_scatter(gradient) if share_negatives else gradient)
+        backward_queries(_gradient(queries_nD))
+        backward_documents(torch.cat(gradient_nD))
+        world.sum_gradients(model.parameters())
+        return self._metrics(batch, loss.detach(), correct)
+
+    def _loss(self, queries_nD: Tensor, positives_ND: Tensor, negatives_D: Tensor) -> tuple[Tensor, Tensor]:
+        n = queries_nD.shape[0]
+        labels_n = torch.arange(n, device=queries_nD.device) + n * self._world.rank
+        temperature = self._config.temperature
+        if not negatives_D.shape[0]:
+            return info_nce(queries_nD, positives_ND, labels_n, temperature)
+        if self._config.negatives_for == "all":
+            return info_nce(queries_nD, torch.cat([positives_ND, negatives_D]), labels_n, temperature)
+        return info_nce(queries_nD, positives_ND, labels_n, temperature, negatives_D.unflatten(0, (n, -1)))
+
+    def _metrics(self, batch: PairBatch, loss: Tensor, correct: Tensor) -> dict[str, float | str]:
+        tokens = batch.queries.num_tokens + batch.documents.num_tokens
+        local = [float(loss), float(correct), batch.queries.num_sequences, tokens, batch.num_cut]
+        total = self._world.sum(torch.tensor(local, dtype=torch.float64, device=loss.device))
+        loss_sum, correct_sum, pairs, num_tokens, num_cut = total.tolist()
+        return {
+            "loss": loss_sum / pairs,
+            "accuracy": correct_sum / pairs,
+            "source": batch.source,
+            "pairs": int(pairs),
+            "tokens": int(num_tokens),
+            "cut": int(num_cut),
+        }
+
+
+def _gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad

@@ -1,0 +1,151 @@
+"""A run directory: everything needed to go on with a run, or to repeat it.
+
+run.json          configuration, data fingerprint, number of steps
+environment.jsonl one line per start: code, versions, machine
+tokenizer.json    the data's tokenizer
+metrics.jsonl     one line per logged step
+checkpoints/      step-NNNNNNNN/
+model/            the finished model, in the published layout
+finished.json     written last; from then on nothing in the directory changes
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longspan import __version__
+from longspan.errors import LongspanError
+from longspan.files import read_json, sweep_unfinished, write_json, write_text
+from longspan.train.config import TrainConfig
+
+RUN, FINISHED, ENVIRONMENT = "run.json", "finished.json", "environment.jsonl"
+
+
+class Run:
+    """An existing run directory.
+
+    Attributes:
+        config: the resolved configuration.
+        data_fingerprint: of the prepared data the run was started on.
+        total_steps: optimiser steps of the whole run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a run directory.
+
+        Raises:
+            LongspanError: `folder` is not one, or its configuration has keys this version does not know.
+        """
+        self.folder = folder
+        values = read_json(
+            folder / RUN, remedy="name a run directory; start a new run with: longspan train RECIPE --out DIR"
+        )
+        self.config = TrainConfig.parse(values["config"], where=folder / RUN)
+        self.data_fingerprint: str = values["data_fingerprint"]
+        self.total_steps: int = values["total_steps"]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / FINISHED).is_file()
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The logged steps, in order."""
+        return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+
+    def record_start(self, world_size: int, device: torch.device) -> None:
+        """Add a line to `environment.jsonl`."""
+        with open(self.folder / ENVIRONMENT, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(environment() | {"processes": world_size, "device": str(device)}) + "\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished; nothing may change after this."""
+        write_json(self.folder / FINISHED, summary)
+
+
+def create_run(folder: Path, config: TrainConfig, data_fingerprint: str, total_steps: int) -> Run:
+    """Make a new run directory.
+
+    Raises:
+        LongspanError: `folder` holds a run already, or something else.
+    """
+    if (folder / FINISHED).is_file():
+        raise LongspanError(
+            "this run is finished, and finished runs do not change", where=folder, remedy="choose another --out"
+        )
+    if (folder / RUN).is_file():
+        raise LongspanError(
+            "this directory holds an unfinished run",
+            where=folder,
+            remedy=f"go on with it: longspan train --resume {folder}; or choose another --out",
+        )
+    if folder.is_dir() and any(not path.name.startswith(".unfinished-") for path in folder.iterdir()):
+        raise LongspanError("the directory is not empty", where=folder, remedy="choose another --out")
+    sweep_unfinished(folder)
+    values = {
+        "config": config.model_dump(mode="json"),
+        "data_fingerprint": data_fingerprint,
+        "total_steps": total_steps,
+    }
+    write_json(folder / RUN, values)
+    return Run(folder)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside the configuration: code, libraries, machine."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "longspan": __version__,
+        "code": code_fingerprint(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def code_fingerprint() -> str:
+    """Hex SHA-256 over the package's own source files."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def trim_metrics(path: Path, last_step: int) -> None:
+    """Drop lines of later steps than `last_step`, and a line that a kill cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] <= last_step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))

@@ -1,0 +1,167 @@
+"""From a configuration to what the loop needs: model, objective, batches.
+
+The one place that knows which objective goes with which model and which batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from longspan.data.collate import MaskedCollator, PairCollator, pair_plan, text_plan
+from longspan.data.dataset import Dataset
+from longspan.data.loader import Loader
+from longspan.data.packing import PackedRows
+from longspan.data.plan import Plan
+from longspan.errors import LongspanError
+from longspan.files import atomic_path
+from longspan.model.config import EmbeddingConfig
+from longspan.model.encoder import Encoder, initialize
+from longspan.model.folder import find_model, write_model
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.hub import load_encoder, read_safetensors, write_safetensors
+from longspan.model.pooling import PooledEncoder
+from longspan.objective.contrastive import Contrastive, ContrastiveConfig
+from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
+from longspan.objective.world import World
+from longspan.text.tasks import PREFIXES
+from longspan.text.tokenizer import Tokenizer
+from longspan.train.config import TrainConfig
+
+MLM_HEAD = "mlm_head.safetensors"
+"""Beside a published MLM model: the head's weights, with which masked language modelling can go on from it."""
+
+
+class Objective(Protocol):
+    """Turns a batch into gradients."""
+
+    def backward(self, model: nn.Module, batch: Any) -> dict[str, float | str]:
+        """Add the gradient of the global batch's mean loss to `.grad`; return `loss`, `tokens` and others."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the loop needs to run one stage of training."""
+
+    model: nn.Module
+    objective: Objective
+    loader: Loader[Any]
+    total_steps: int
+    data_fingerprint: str
+    tokenizer: Tokenizer
+    save_model: Callable[[Path], None]
+
+
+def build_stage(config: TrainConfig, world: World, device: torch.device) -> Stage:
+    """Open the data, build the model, and join them.
+
+    Raises:
+        LongspanError: data or model are missing or do not fit each other.
+    """
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
+    if isinstance(config.objective, MaskedConfig):
+        return _masked(config, config.objective, world, device, autocast)
+    return _contrastive(config, config.objective, world, device, autocast)
+
+
+def _masked(
+    config: TrainConfig, settings: MaskedConfig, world: World, device: torch.device, autocast: torch.dtype | None
+) -> Stage:
+    dataset = Dataset(Path(config.data), "text", only=config.sources)
+    tokenizer = dataset.tokenizer
+    texts = [source.ids("text") for source in dataset.sources]
+    rows = PackedRows(texts, settings.row_length, tokenizer.cls_id, tokenizer.sep_id)
+    collate = MaskedCollator(
+        dataset,
+        rows,
+        mask_rate=settings.mask_rate,
+        within_documents=settings.within_documents,
+        seed=config.seed,
+    )
+    plan = text_plan(rows, config.batch_size, config.seed)
+    model = MaskedLanguageModel(_encoder(config, tokenizer))
+    initialize(model.head if config.init else model, config.seed)
+    head = find_model(config.init) / MLM_HEAD if config.init else None
+    if head is not None and head.is_file():
+        model.head.load_state_dict(read_safetensors(head))
+
+    def save_model(folder: Path) -> None:
+        with atomic_path(folder) as unfinished:
+            write_model(unfinished, model.encoder, tokenizer, _embedding_config(config, "mean"))
+            write_safetensors(unfinished / MLM_HEAD, model.head.state_dict())
+
+    return Stage(
+        model=model.to(device),
+        objective=MaskedLanguageModelling(settings, world=world, autocast=autocast),
+        loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
+        total_steps=_total_steps(config, plan),
+        data_fingerprint=dataset.fingerprint,
+        tokenizer=tokenizer,
+        save_model=save_model,
+    )
+
+
+def _contrastive(
+    config: TrainConfig, settings: ContrastiveConfig, world: World, device: torch.device, autocast: torch.dtype | None
+) -> Stage:
+    dataset = Dataset(Path(config.data), "pairs", only=config.sources)
+    tokenizer = dataset.tokenizer
+    collate = PairCollator(
+        dataset,
+        num_negatives=settings.num_negatives,
+        max_query_tokens=settings.max_query_tokens,
+        max_document_tokens=settings.max_document_tokens,
+        seed=config.seed,
+    )
+    plan = pair_plan(dataset, config.batch_size, config.seed)
+    model = PooledEncoder(_encoder(config, tokenizer), settings.pooling)
+    if config.init is None:
+        initialize(model, config.seed)
+
+    def save_model(folder: Path) -> None:
+        with atomic_path(folder) as unfinished:
+            write_model(unfinished, model.encoder, tokenizer, _embedding_config(config, settings.pooling))
+
+    return Stage(
+        model=model.to(device),
+        objective=Contrastive(settings, world=world, autocast=autocast),
+        loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
+        total_steps=_total_steps(config, plan),
+        data_fingerprint=dataset.fingerprint,
+        tokenizer=tokenizer,
+        save_model=save_model,
+    )
+
+
+def _encoder(config: TrainConfig, tokenizer: Tokenizer) -> Encoder:
+    if config.init is not None:
+        folder = find_model(config.init)
+        encoder = load_encoder(folder)
+        theirs = Tokenizer.load(folder)
+        if theirs.fingerprint != tokenizer.fingerprint:
+            raise LongspanError(
+                "the model to start from has another tokenizer than the prepared data",
+                where=f"{config.init} and {config.data}",
+                remedy=f"prepare the data with the model's tokenizer: longspan prepare ... --tokenizer {config.init}",
+            )
+        return encoder
+    assert config.encoder is not None
+    return Encoder(config.encoder.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+
+
+def _embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
+    return EmbeddingConfig.parse(
+        {"pooling": pooling, "max_length": config.max_length, "prefixes": dict(PREFIXES)}, where=config.recipe
+    )
+
+
+def _total_steps(config: TrainConfig, plan: Plan) -> int:
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, round(config.epochs * plan.steps_per_epoch))
