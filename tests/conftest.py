@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# As the command line does, before torch is first imported: threads that wait do not spin (see longspan.cli).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 hypothesis.settings.register_profile("local", deadline=None, max_examples=50)
 # CI runs the same examples each time, so that a red run can be repeated; exploring is for the desk.
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
@@ -45,3 +48,53 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("no shared data: set LONGSPAN_SHARED_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    """A trained WordPiece vocabulary of a few hundred pieces."""
+    from longspan.text.tokenizer import Tokenizer
+
+    words = "search query document classification clustering the quick brown fox jumps over lazy dogs naïve café 東京"
+    return Tokenizer.train([words, f"{words}: 0123456789 def area(radius) -> float!?"] * 3, 320)
+
+
+@pytest.fixture(scope="session")
+def small_encoder(small_tokenizer):
+    """Makes encoders of the nomic family, trained to 32 tokens and reading 128, with lively weights from a seed."""
+    import torch
+
+    from longspan.model.config import EncoderConfig
+    from longspan.model.encoder import Encoder
+
+    def make(seed=0, **changes):
+        settings = {
+            "vocab_size": small_tokenizer.vocab_size,
+            "width": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "inner_width": 96,
+            "trained_length": 32,
+            "max_length": 128,
+        }
+        encoder = Encoder(EncoderConfig.model_validate(settings | changes))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            # Unlike fresh weights these leave nothing at 0 or 1, and attention is far from uniform.
+            for name, parameter in encoder.named_parameters():
+                is_scale = parameter.dim() == 1 and name.endswith("weight")
+                parameter.normal_(1.0 if is_scale else 0.0, 0.3, generator=generator)
+        return encoder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_embedder(small_encoder, small_tokenizer):
+    """An embedder with the four tasks. Tests do not change it."""
+    from longspan.embedder import Embedder
+    from longspan.model.config import EmbeddingConfig
+    from longspan.text.tasks import PREFIXES
+
+    config = EmbeddingConfig(prefixes=PREFIXES, max_length=128)
+    return Embedder(small_encoder(), small_tokenizer, config, device="cpu", name="small")

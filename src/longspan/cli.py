@@ -6,8 +6,9 @@ Nothing heavy is imported until a command needs it, so that `--help` answers at 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longspan.curate.consistency import Teacher
+    from longspan.data.readers import OnError
     from longspan.data.source import Source
     from longspan.embedder import Embedder
+    from longspan.text.tokenizer import Tokenizer
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 DEMO_FOLDER = "longspan-demo"
@@ -27,27 +30,45 @@ DEMO_FOLDER = "longspan-demo"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 2 for something the user can mend, 130 when interrupted."""
-    parsed = _parser().parse_args(arguments)
+    _share_processors()
+    parsed = build_parser().parse_args(arguments)
     try:
-        return _run(parsed)
+        status = parsed.command(parsed)
+        sys.stdout.flush()  # so that a closed pipe shows here and not at the interpreter's exit
+        return status or 0
     except LongspanError as error:
-        print(f"longspan: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _failed(error)
     except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _run(parsed: argparse.Namespace) -> int:
-    try:
-        parsed.command(parsed)
+    except OSError as error:
+        return _failed(_system_error(error))
     except KeyboardInterrupt:
         print("\nlongspan: interrupted; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _failed(error: LongspanError) -> int:
+    print(f"longspan: {error}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _system_error(error: OSError) -> LongspanError:
+    where = error.filename if isinstance(error.filename, str | Path) else "this machine"
+    return LongspanError(
+        f"the system refused: {error.strerror or error}", where=where, remedy="check the path and your rights to it"
+    )
+
+
+def _share_processors() -> None:
+    # OpenMP's threads spin while they wait for one another. On a machine that does something else too, the spinning
+    # takes the very time that the awaited thread needs: five times slower was measured (docs/performance.md). Read by
+    # OpenMP when torch is first imported; whoever sets it keeps it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="longspan",
         description="From raw text to a long-context text embedder: prepare, train, curate, evaluate, search, publish.",
@@ -61,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, handler: Callable[[argparse.Namespace], None], text: str, example: str) -> Any:
+def _command(
+    commands: Any, name: str, handler: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> Any:
     parser = commands.add_parser(
         name,
         help=text,
@@ -110,66 +133,97 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("source", nargs="+", help="a .toml file of [[source]] tables, or data files (one source)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared sources")
     parser.add_argument("--name", help="name of the source made of data files (default: the first file's name)")
-    parser.add_argument("--query", default="query", help="column of the query (%(default)s)")
-    parser.add_argument("--document", default="document", help="column of the document (%(default)s)")
-    parser.add_argument("--negatives", help="column that lists negatives")
-    parser.add_argument("--query-task", default="search_query", help="task of the queries (%(default)s)")
-    parser.add_argument("--document-task", default="search_document", help="task of the documents (%(default)s)")
+    parser.add_argument("--query", metavar="COLUMN", help="column of the query (query)")
+    parser.add_argument("--document", metavar="COLUMN", help="column of the document (document)")
+    parser.add_argument("--negatives", metavar="COLUMN", help="column that lists negatives")
+    parser.add_argument("--query-task", metavar="TASK", help="task of the queries (search_query)")
+    parser.add_argument("--document-task", metavar="TASK", help="task of the documents (search_document)")
     parser.add_argument("--text", metavar="COLUMN", help="prepare running text for MLM from this column, not pairs")
     tokenizer = parser.add_mutually_exclusive_group()
     tokenizer.add_argument("--tokenizer", help="tokenizer file, model folder or hub id (default: the one in --out)")
-    tokenizer.add_argument("--train-tokenizer", type=int, metavar="SIZE", help="train a WordPiece vocabulary first")
+    tokenizer.add_argument(
+        "--train-tokenizer", type=_at_least_1, metavar="SIZE", help="train a WordPiece vocabulary first"
+    )
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a broken row (%(default)s)"
     )
 
 
 def _prepare(parsed: argparse.Namespace) -> None:
-    from longspan.data.prepare import TOKENIZER_FILE, prepare
+    from longspan.data.prepare import prepare
     from longspan.data.readers import stop_on_error
-    from longspan.text.tokenizer import Tokenizer
 
     sources = _sources(parsed)
     skipped: list[LongspanError] = []
     on_error = stop_on_error if parsed.on_error == "stop" else skipped.append
-    if parsed.train_tokenizer and not (parsed.out / TOKENIZER_FILE).is_file():
-        tokenizer = Tokenizer.train(_all_texts(sources, on_error), parsed.train_tokenizer)
-        skipped.clear()
-    else:
-        tokenizer = Tokenizer.load(parsed.tokenizer or parsed.out / TOKENIZER_FILE)
+    tokenizer = _prepare_tokenizer(parsed, sources, on_error)
+    skipped.clear()  # rows that are skipped in training the vocabulary are met again
     for source in sources:
         [manifest] = prepare([source], parsed.out, tokenizer, on_error=on_error)
         tokens = ", ".join(f"{count:,} {column}" for column, count in manifest.num_tokens.items() if count)
-        print(f"{manifest.name}: {manifest.num_rows:,} rows, tokens: {tokens}")
+        num_skipped = sum(file.num_skipped for file in manifest.inputs)
+        left_out = f", {num_skipped:,} skipped" if num_skipped else ""
+        print(f"{manifest.name}: {manifest.num_rows:,} rows{left_out}, tokens: {tokens}")
     for error in skipped[:10]:
         print(f"skipped {error.where}: {error.what}", file=sys.stderr)
-    if skipped:
-        print(f"skipped {len(skipped):,} rows", file=sys.stderr)
+    if len(skipped) > 10:
+        print(f"... and {len(skipped) - 10:,} more", file=sys.stderr)
+
+
+def _prepare_tokenizer(parsed: argparse.Namespace, sources: list[Source], on_error: OnError) -> Tokenizer:
+    from longspan.data.prepare import TOKENIZER_FILE
+    from longspan.text.tokenizer import Tokenizer
+
+    path = parsed.out / TOKENIZER_FILE
+    if parsed.train_tokenizer and not path.is_file():
+        return Tokenizer.train(_all_texts(sources, on_error), parsed.train_tokenizer)
+    if parsed.tokenizer is None and not path.is_file():
+        raise LongspanError(
+            "there is no tokenizer yet",
+            where=path,
+            remedy="pass --tokenizer FILE_OR_MODEL, or --train-tokenizer SIZE to make one from these texts",
+        )
+    if parsed.train_tokenizer:
+        print(f"longspan: {path} is there already and is used; nothing is trained", file=sys.stderr)
+    return Tokenizer.load(parsed.tokenizer or path)
 
 
 def _sources(parsed: argparse.Namespace) -> list[Source]:
-    from longspan.data.source import PairSource, TextSource, read_sources
+    from longspan.data.source import PairSource, TextSource, check_names, read_sources
 
+    keys = ("query", "document", "negatives", "query_task", "document_task")
+    of_pairs = {key: getattr(parsed, key) for key in keys if getattr(parsed, key) is not None}
     if all(name.endswith(".toml") for name in parsed.source):
-        return [source for name in parsed.source for source in read_sources(Path(name))]
+        if parsed.name or parsed.text or of_pairs:
+            raise _usage("names, columns and tasks stand in the sources file: leave their arguments out", "prepare")
+        sources = [source for name in parsed.source for source in read_sources(Path(name))]
+        check_names(tuple(sources), where=", ".join(parsed.source))
+        return sources
     name = parsed.name or Path(parsed.source[0]).name.split(".")[0].replace("*", "files")
     values: dict[str, Any] = {"name": name, "files": parsed.source}
-    if parsed.text is not None:
-        return [TextSource.parse(values | {"text": parsed.text}, where="the command line")]
-    columns = {"query": parsed.query, "document": parsed.document, "negatives": parsed.negatives}
-    tasks = {"query_task": parsed.query_task, "document_task": parsed.document_task}
-    return [PairSource.parse(values | columns | tasks, where="the command line")]
+    if parsed.text is None:
+        return [PairSource.parse(values | of_pairs, where="the command line (--name, --query-task ...)")]
+    if of_pairs:
+        raise _usage(f"--text prepares running text, which has no {next(iter(of_pairs))}", "prepare")
+    return [TextSource.parse(values | {"text": parsed.text}, where="the command line (--name, --text)")]
 
 
-def _all_texts(sources: list[Source], on_error: Callable[[LongspanError], None]) -> Any:
-    from longspan.data.readers import find_files, read_rows
-    from longspan.data.source import TextSource
+def _all_texts(sources: list[Source], on_error: OnError) -> Iterator[str]:
+    from longspan.data.prepare import read_texts
+    from longspan.data.readers import find_files
 
     for source in sources:
-        columns = (source.text,) if isinstance(source, TextSource) else (source.query, source.document)
-        for file in find_files(source.files):
-            for _, row in read_rows(file, on_error):
-                yield from (row[column] for column in columns if isinstance(row.get(column), str))
+        files = find_files(source.files)
+        row = None
+        for row in (row for file in files for row in read_texts(source, file, on_error)):
+            # Not the negatives: they are documents of other rows.
+            yield from (text for name, column in row.columns.items() if name != "negatives" for text in column)
+        if row is None:
+            raise LongspanError(
+                f"source {source.name!r} has no rows to learn words from",
+                where=", ".join(files),
+                remedy="check its files and columns",
+            )
 
 
 # --- curate ----------------------------------------------------------------------------------------------------------
@@ -214,7 +268,7 @@ def _filter(parsed: argparse.Namespace) -> None:
     from longspan.curate.consistency import filter_pairs
     from longspan.progress import Bar
 
-    rows = _pair_rows(parsed.files)
+    rows = _pair_rows(parsed, ("kept.jsonl", "dropped.jsonl"))
     with Bar("filter", 2 * len(rows)) as bar:
         report = filter_pairs(
             rows, _teacher(parsed), parsed.out, k=parsed.k, sample_size=parsed.sample, progress=bar.advance
@@ -226,7 +280,7 @@ def _mine(parsed: argparse.Namespace) -> None:
     from longspan.curate.negatives import mine_pairs
     from longspan.progress import Bar
 
-    rows = _pair_rows(parsed.files)
+    rows = _pair_rows(parsed, ("mined.jsonl", "dropped.jsonl"))
     with Bar("mine", 2 * len(rows)) as bar:
         report = mine_pairs(
             rows,
@@ -240,11 +294,13 @@ def _mine(parsed: argparse.Namespace) -> None:
     print(f"{report['mined']:,} of {report['pairs']:,} pairs have negatives: {parsed.out / 'mined.jsonl'}")
 
 
-def _pair_rows(files: list[str]) -> list[dict[str, Any]]:
+def _pair_rows(parsed: argparse.Namespace, written: Sequence[str]) -> list[dict[str, Any]]:
     from longspan.data.readers import find_files, read_rows
 
     rows = []
-    for file in find_files(tuple(files)):
+    for file in find_files(tuple(parsed.files)):
+        if Path(file).resolve() in [(parsed.out / name).resolve() for name in written]:
+            raise LongspanError("this file would be overwritten", where=file, remedy="choose another --out")
         for number, row in read_rows(file):
             for column in ("query", "document"):
                 if not isinstance(row.get(column), str) or not row[column].strip():
@@ -282,7 +338,7 @@ def _recipe(parsed: argparse.Namespace) -> None:
         for name, recipe in RECIPES.items():
             print(f"{name:18s} {(inspect.getdoc(recipe) or '').splitlines()[0]}")
         return
-    print(inspect.getdoc(find_recipe(parsed.recipe)))
+    print(inspect.getdoc(find_recipe(parsed.recipe)) or f"{parsed.recipe} (its function has no docstring)")
     print(build_recipe(parsed.recipe, "DATA", None, {}).model_dump_json(indent=2))
 
 
@@ -308,26 +364,41 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run directory")
 
 
-def _train(parsed: argparse.Namespace) -> None:
+def _train(parsed: argparse.Namespace) -> int | None:
+    if parsed.resume is None and not (parsed.recipe and parsed.data and parsed.out):
+        raise _usage("name a RECIPE, --data and --out; or --resume RUN", "train")
+    if parsed.resume is not None and (parsed.recipe or parsed.data or parsed.init or parsed.out or parsed.set):
+        raise _usage("--resume takes everything from the run directory: leave the other arguments out", "train")
+    changes = _changes(parsed.set)
+
     from longspan.recipes.catalog import build_recipe
     from longspan.train.loop import Interrupted, resume, start
 
+    _check_device(parsed.device)
     options = {"device": parsed.device, "tensorboard": parsed.tensorboard}
     try:
         if parsed.resume is not None:
-            if parsed.recipe or parsed.data or parsed.init or parsed.out or parsed.set:
-                raise _usage("--resume takes everything from the run directory: leave the other arguments out")
             run = resume(parsed.resume, **options)
         else:
-            if not (parsed.recipe and parsed.data and parsed.out):
-                raise _usage("name a RECIPE, --data and --out; or --resume RUN")
-            config = build_recipe(parsed.recipe, parsed.data, parsed.init, _changes(parsed.set))
-            run = start(config, parsed.out, **options)
+            run = start(build_recipe(parsed.recipe, parsed.data, parsed.init, changes), parsed.out, **options)
     except Interrupted as stop:
         folder = parsed.resume or parsed.out
         print(f"longspan: {stop}; go on with: longspan train --resume {folder}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     print(f"finished: {run.model}")
+    return None
+
+
+def _check_device(name: str | None) -> None:
+    import torch
+
+    if name is None:
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, no such GPU, a torch without CUDA
+        why = str(error).splitlines()[0]
+        raise LongspanError(f"there is no device {name!r}: {why}", where="--device", remedy="use cpu or cuda") from None
 
 
 def _changes(settings: list[str]) -> dict[str, str]:
@@ -335,7 +406,7 @@ def _changes(settings: list[str]) -> dict[str, str]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise _usage(f"--set {setting}: write it as KEY=VALUE")
+            raise _usage(f"--set {setting}: write it as KEY=VALUE", "train")
         changes[key] = value
     return changes
 
@@ -407,6 +478,9 @@ def _embed(parsed: argparse.Namespace) -> None:
 
     check_output(parsed.out)
     texts = read_texts(parsed.files, parsed.column)
+    if not texts:
+        where = ", ".join(parsed.files) or "standard input"
+        raise LongspanError("there are no texts", where=where, remedy="name files that hold text")
     embedder = _load(parsed.model)
     with Bar("embed", len(texts)) as bar:
         vectors = embedder.embed(
@@ -432,7 +506,7 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("model", help="folder, finished run or hub id")
     parser.add_argument("files", nargs="+", help="files to search: .txt, .md, .jsonl, .parquet, .csv")
     parser.add_argument("query", help="what to look for")
-    parser.add_argument("--k", type=int, default=5, help="passages to show (%(default)s)")
+    parser.add_argument("--k", type=_at_least_1, default=5, help="passages to show (%(default)s)")
     parser.add_argument("--cache", type=Path, help="keep vectors in this folder and use them again")
 
 
@@ -478,14 +552,20 @@ def _export(parsed: argparse.Namespace) -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
+def _at_least_1(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def _load(model: str) -> Embedder:
     from longspan.embedder import Embedder
 
     return Embedder.load(model)
 
 
-def _usage(what: str) -> LongspanError:
-    return LongspanError(what, where="the command line", remedy="see longspan COMMAND --help")
+def _usage(what: str, command: str) -> LongspanError:
+    return LongspanError(what, where="the command line", remedy=f"see longspan {command} --help")
 
 
 def _console() -> Console:

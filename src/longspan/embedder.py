@@ -21,10 +21,10 @@ from longspan.errors import LongspanError
 from longspan.files import atomic_path, sha256_json
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder
-from longspan.model.folder import read_model, write_model
+from longspan.model.folder import check_replaceable, read_model, write_model
 from longspan.model.pooling import PooledEncoder, finish
 from longspan.text.packed import Packed, chunks_of_similar_length
-from longspan.text.tokenizer import Tokenizer
+from longspan.text.tokenizer import Tokenizer, is_unicode, not_unicode
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65_536}
 """On a CPU a batch's activations should stay in the last-level cache; a GPU wants to be filled."""
@@ -53,7 +53,7 @@ class Embedder:
         self.device = torch.device(device) if device is not None else _best_device()
         self.model = PooledEncoder(encoder, config.pooling).to(self.device, dtype).eval()
         self.tokenizer = tokenizer
-        self.config = config
+        self.config = config.within(encoder.config)
         self.name = name
 
     @classmethod
@@ -73,7 +73,12 @@ class Embedder:
         return cls(encoder, tokenizer, config, device=device, dtype=dtype, name=str(path_or_id))
 
     def save(self, folder: str | Path) -> None:
-        """Publish: write a folder that longspan, sentence-transformers and transformers load as it is."""
+        """Publish: write a folder that longspan, sentence-transformers and transformers load as it is.
+
+        Raises:
+            LongspanError: the folder holds something else than a published model, or cannot be written.
+        """
+        check_replaceable(Path(folder))
         with atomic_path(Path(folder)) as unfinished:
             write_model(unfinished, self.model.encoder, self.tokenizer, self.config)
 
@@ -84,9 +89,14 @@ class Embedder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of everything a vector depends on: weights, arithmetic, tokenizer, pooling, prefixes."""
+        """Hex SHA-256 of everything a vector depends on: weights, arithmetic, tokenizer, pooling, prefixes.
+
+        Computed once: an embedder's weights do not change.
+        """
         encoder = self.model.encoder
-        settings = [encoder.config.model_dump(), self.config.model_dump(), self.tokenizer.fingerprint]
+        # Not how many rows of the table are padding: a loaded model no longer knows, and no vector depends on it.
+        arithmetic = encoder.config.model_dump(exclude={"vocab_size", "vocab_multiple"})
+        settings = [arithmetic, self.config.model_dump(), self.tokenizer.fingerprint]
         digest = hashlib.sha256(sha256_json(settings).encode())
         for name, tensor in encoder.state_dict().items():
             digest.update(name.encode() + str(tensor.dtype).encode())
@@ -121,13 +131,16 @@ class Embedder:
             float32, (N, D) or (N, dim). A vector depends on its text and task, not on the other texts.
 
         Raises:
-            LongspanError: an empty or too long text (named by its index), an unknown task, an impossible dim.
+            LongspanError: an empty or too long text (named by its index), an unknown task, an impossible dim,
+                max_length or tokens_per_batch.
         """
+        if isinstance(texts, str):
+            raise LongspanError("a single text was given", where="texts", remedy="pass a list: embed([text])")
         self._check_dim(dim)
         prefix = self._prefix(task)
         limit = self._limit(max_length)
         width = self.dim if dim is None else dim
-        budget = tokens_per_batch or TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
+        budget = self._budget(tokens_per_batch)
         vectors_ND = np.empty((len(texts), width), dtype=np.float32)
         for start in range(0, len(texts), TEXTS_PER_ROUND):
             part = texts[start : start + TEXTS_PER_ROUND]
@@ -153,9 +166,11 @@ class Embedder:
         self, texts: Sequence[str], prefix: str, limit: int, truncate: bool, *, first_index: int
     ) -> list[np.ndarray]:
         for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if not is_unicode(text):
+                raise not_unicode(first_index + i, text)
+            if not text.strip():
                 raise LongspanError(
-                    f"text number {first_index + i} is empty" if isinstance(text, str) else f"{text!r} is not a text",
+                    f"text number {first_index + i} is empty",
                     where=f"texts[{first_index + i}]",
                     remedy="leave it out: an empty text has no meaning to embed",
                 )
@@ -194,6 +209,15 @@ class Embedder:
                 remedy=f"the model reads at most {longest} tokens",
             )
         return max_length
+
+    def _budget(self, tokens_per_batch: int | None) -> int:
+        if tokens_per_batch is None:
+            return TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
+        if tokens_per_batch < 1:
+            raise LongspanError(
+                f"tokens_per_batch {tokens_per_batch} is not positive", where=self.name, remedy="leave it out"
+            )
+        return tokens_per_batch
 
     def _check_dim(self, dim: int | None) -> None:
         if dim is not None and not 1 <= dim <= self.dim:

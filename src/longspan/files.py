@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,25 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_json_lines(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, atomically (see `write_bytes`)."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_json(path: str | Path, *, remedy: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        LongspanError: the file is missing or is not JSON; `remedy` says what the user should do then.
+        LongspanError: the file is missing, unreadable or not JSON; `remedy` says what the user should do then.
     """
     path = Path(path)
     try:
         return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise LongspanError(f"{path.name} is missing", where=path, remedy=remedy) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise LongspanError(f"{path.name} cannot be read: {error.strerror}", where=path, remedy=remedy) from None
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
         raise LongspanError(f"{path.name} is not valid JSON: {error}", where=path, remedy=remedy) from None
 
 
@@ -63,27 +70,38 @@ def read_json(path: str | Path, *, remedy: str) -> Any:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give the body an unfinished name beside `path`; flush and rename it to `path` when the body succeeds.
 
-    The body may create a file or a folder under that name. If `path` is an existing folder it is replaced.
+    The body may create a file or a folder under that name. If `path` is an existing folder it is replaced. An OSError
+    of the body that is about something else, such as a file it reads, goes through as it is.
 
     Raises:
         LongspanError: the disk is full or the place cannot be written.
     """
+    path = Path(os.path.abspath(path))  # also gives "." and "x/.." a name
     unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(unfinished)
-        yield unfinished
-        _flush_tree(unfinished)
-        if path.is_dir() and unfinished.is_dir():
-            _replace_folder(unfinished, path)
-        else:
-            os.replace(unfinished, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        _remove(unfinished)
-        raise _writing_error(error, path) from error
-    except BaseException:
-        _remove(unfinished)
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(unfinished)
+        try:
+            yield unfinished
+        except OSError as error:
+            if _is_about(error, unfinished):
+                raise _writing_error(error, path) from error
+            raise
+        with _naming(path):
+            _flush_tree(unfinished)
+            if path.is_dir() and unfinished.is_dir():
+                _replace_folder(unfinished, path)
+            else:
+                os.replace(unfinished, path)
+            _flush_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what went wrong first is what matters
+            _remove(unfinished)
+        if isinstance(error, LongspanError) and error.where.startswith(str(unfinished)):
+            # A file inside an unfinished folder: the user knows it by the name it was to have.
+            where = str(path) + error.where.removeprefix(str(unfinished))
+            raise LongspanError(error.what, where=where, remedy=error.remedy) from error
         raise
 
 
@@ -106,15 +124,43 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _writing_error(error, path) from error
+
+
+def _is_about(error: OSError, unfinished: Path) -> bool:
+    """Whether writing `unfinished` failed, rather than something else that the body does."""
+    if error.filename is not None:
+        named = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+        return Path(named).is_relative_to(unfinished)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return False
+    # An open stream names no file. Without a number no system call has failed, but say gzip that reads a torn file.
+    return error.errno is not None or _is_short_write(error)
+
+
+def _is_short_write(error: OSError) -> bool:
+    # numpy hides a full disk: "4096 requested and 12 written", without a number.
+    return error.errno is None and str(error).endswith(" written")
+
+
 def _writing_error(error: OSError, path: Path) -> LongspanError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _is_short_write(error):
         free = shutil.disk_usage(_nearest_folder(path)).free
         return LongspanError(
-            f"no room to write {path.name}: {error.strerror} ({free / 2**20:,.0f} MiB free)",
+            f"no room to write {path.name}: {error.strerror or error} ({free / 2**20:,.0f} MiB free)",
             where=path,
             remedy="free some disk space or choose another folder, then run the same command again: it goes on from "
             "the last whole file",
         )
+    in_the_way = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    if in_the_way is not None:
+        what = f"cannot write {path.name}: {in_the_way.name} is a file, not a folder"
+        return LongspanError(what, where=path, remedy="choose another place")
     return LongspanError(
         f"cannot write {path.name}: {error.strerror or error}",
         where=path,

@@ -6,6 +6,7 @@ Axes: N texts, D coordinates.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from longspan.data.readers import find_files, read_rows
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
 
-_ONE_TEXT_A_LINE = (".txt", ".md", ".rst")
+_ONE_TEXT_A_LINE = re.compile(r"\.(txt|md|rst)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
 def check_output(path: Path) -> None:
@@ -43,10 +44,10 @@ def read_texts(files: Sequence[str], column: str) -> list[str]:
         return _lines("standard input", sys.stdin.read())
     texts = []
     for file in find_files(tuple(files)):
-        if Path(file).suffix in _ONE_TEXT_A_LINE:
-            texts += _lines(file, Path(file).read_text("utf-8"))
-            continue
         for number, row in read_rows(file):
+            if _ONE_TEXT_A_LINE.search(file):
+                texts += _lines(file, row["text"])
+                continue
             if not isinstance(row.get(column), str):
                 raise LongspanError(
                     f"the row has no text in column {column!r}",
@@ -85,7 +86,10 @@ def _write_parquet(path: Path, texts: Sequence[str], vectors_ND: np.ndarray) -> 
 
 
 def _lines(file: str, text: str) -> list[str]:
-    lines = text.splitlines()
+    # Not splitlines(), which also cuts at rarer characters (U+2028, form feed) that a line may hold.
+    lines = re.split(r"\r\n|\r|\n", text)
+    if not lines[-1]:
+        lines.pop()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise LongspanError("the line is empty", where=f"{file}:{number}", remedy="leave empty lines out")

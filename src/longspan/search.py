@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from longspan.errors import LongspanError
 QUERY, DOCUMENT = "search_query", "search_document"
 TEXT_COLUMNS = ("text", "document", "body", "content")
 """Columns looked for in files of rows."""
+ID_COLUMNS = ("_id", "id")
+"""Columns by which a row is named beside its place."""
+
+_RUNNING_TEXT = re.compile(r"\.(txt|md|rst)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def read_passages(files: Sequence[str], *, max_words: int = 400) -> list[Passage
     """
     passages = []
     for file in find_files(tuple(files)):
-        running = re.search(r"\.(txt|md|rst)(\.\w+)?$", file) is not None
+        running = _RUNNING_TEXT.search(file) is not None
         for number, row in read_rows(file):
             if running:
                 passages += _paragraphs(file, row["text"], max_words)
@@ -97,8 +102,13 @@ def read_passages(files: Sequence[str], *, max_words: int = 400) -> list[Passage
                 )
             text = f"{row['title']} {row[column]}" if isinstance(row.get("title"), str) else row[column]
             if text.strip():
-                passages.append(Passage(f"{file}:{number}", text.strip()))
+                passages.append(Passage(_place(file, number, row), text.strip()))
     return passages
+
+
+def _place(file: str, number: int, row: dict[str, Any]) -> str:
+    name = next((row[key] for key in ID_COLUMNS if isinstance(row.get(key), str)), None)
+    return f"{file}:{number}" if name is None else f"{file}:{number} ({name})"
 
 
 def _paragraphs(file: str, text: str, max_words: int) -> list[Passage]:
@@ -111,8 +121,8 @@ def _paragraphs(file: str, text: str, max_words: int) -> list[Passage]:
                 passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept)))
                 kept = []
             if not kept:
-                first_line = line
-            kept.append(paragraph.strip("\n"))
+                first_line = line + paragraph[: -len(paragraph.lstrip())].count("\n")
+            kept.append(paragraph.strip("\r\n"))
         line += paragraph.count("\n")
     if kept:
         passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept)))

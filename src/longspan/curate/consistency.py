@@ -9,7 +9,7 @@ Axes: N pairs, M distinct documents, D width.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ import numpy as np
 from longspan.curate.neighbours import rank_of
 from longspan.curate.vectors import VectorStore
 from longspan.embedder import Embedder
-from longspan.files import write_json, write_text
+from longspan.errors import LongspanError
+from longspan.files import write_json, write_json_lines
 
 SAMPLE_SIZE = 1_000_000
 TOP_K = 2
@@ -65,15 +66,19 @@ def consistency_filter(
     Args:
         queries_ND, documents_ND: the teacher's vectors of the two sides of N pairs, of length 1.
         texts: the N document texts, by which identical documents are known.
-        sample_size: pairs per sample; the pairs are shuffled by `seed` and cut into samples, so that each is judged
-        once.
+        sample_size: most pairs in a sample; the pairs are shuffled by `seed` and cut into samples of nearly equal
+            size, so that each is judged once and none against much fewer others than the rest.
+
+    Raises:
+        LongspanError: no pairs, or a `k` or `sample_size` with which nothing could be kept or nothing dropped.
     """
+    _check_sizes(len(texts), k, sample_size)
     number_of = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     groups_N = np.array([number_of[text] for text in texts])
     order = np.random.default_rng(seed).permutation(len(texts))
     rank_N = np.empty(len(texts), dtype=np.int64)
-    for start in range(0, len(texts), sample_size):
-        sample = np.sort(order[start : start + sample_size])
+    for part in np.array_split(order, math.ceil(len(texts) / sample_size)):
+        sample = np.sort(part)
         own = np.arange(len(sample))
         rank_N[sample] = rank_of(queries_ND[sample], documents_ND[sample], own, groups_N[sample])
     return Filtered(rank_N, rank_N < k)
@@ -97,8 +102,12 @@ def filter_pairs(
         progress: called with the number of texts embedded since the last call; 2 N in all.
 
     Returns:
-        The report: counts, the distribution of ranks, and examples of dropped and of borderline pairs.
+        The report: counts, the distribution of ranks, and examples of dropped pairs.
+
+    Raises:
+        LongspanError: as `consistency_filter`.
     """
+    _check_sizes(len(rows), k, sample_size)  # before the long work
     queries_ND, documents_ND = embed_pairs(rows, teacher, cache or out / "vectors", progress)
     documents = [row["document"] for row in rows]
     filtered = consistency_filter(queries_ND, documents_ND, documents, k=k, sample_size=sample_size, seed=seed)
@@ -117,8 +126,8 @@ def filter_pairs(
         "kept_at": {str(top): float((filtered.rank_N < top).mean()) for top in (1, 2, 5, 10, 20)},
         "examples_dropped": [_readable(row) for row in dropped[:: max(1, len(dropped) // NUM_EXAMPLES)][:NUM_EXAMPLES]],
     }
-    write_text(out / "kept.jsonl", _json_lines(kept))
-    write_text(out / "dropped.jsonl", _json_lines(dropped))
+    write_json_lines(out / "kept.jsonl", kept)
+    write_json_lines(out / "dropped.jsonl", dropped)
     write_json(out / "report.json", report)
     return report
 
@@ -134,8 +143,17 @@ def embed_pairs(
     return sides[0], sides[1]
 
 
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _check_sizes(num_pairs: int, k: int, sample_size: int) -> None:
+    if not num_pairs:
+        raise LongspanError("there are no pairs to filter", where="the pairs", remedy="check the files of pairs")
+    if k < 1:
+        raise LongspanError(f"k {k} would drop every pair", where="k", remedy="ask for at least 1")
+    if sample_size <= k:
+        raise LongspanError(
+            f"in a sample of {sample_size} every document is among the first {k}: nothing could be dropped",
+            where="sample_size",
+            remedy=f"use samples of much more than {k} pairs",
+        )
 
 
 def _readable(row: dict[str, Any], width: int = 160) -> dict[str, Any]:

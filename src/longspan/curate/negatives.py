@@ -9,7 +9,6 @@ Axes: N pairs, M distinct documents, K negatives kept, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ import numpy as np
 from longspan.curate.consistency import Teacher, embed_pairs
 from longspan.curate.neighbours import Exclude, top_k
 from longspan.errors import LongspanError
-from longspan.files import write_json, write_text
+from longspan.files import write_json, write_json_lines
 
 NUM_NEGATIVES = 20
 SPARE = 2
-"""With a guard, this many times as many candidates are looked at as are kept."""
+"""With a guard, this many times as many candidates are looked at as are kept; more where it rejects more."""
 
 
 def mine_negatives(
@@ -39,22 +38,38 @@ def mine_negatives(
     Args:
         queries_ND, corpus_MD: the teacher's vectors, of length 1; the documents are distinct texts.
         positives: for each query, the documents that answer it (at least one).
+        k: at most this many each, at least 1.
         guard: leave out candidates whose score is above this part of the best positive's; None: the paper's way.
 
     Returns:
         For each query its negatives' numbers, nearest first, and their scores; fewer than `k` where there are no more.
     """
-    candidates = min(k * (SPARE if guard is not None else 1), len(corpus_MD))
-    scores_NK, indices_NK = top_k(queries_ND, corpus_MD, candidates, exclude=Exclude.of(positives))
-    chosen, chosen_scores = [], []
-    for query, (scores_K, indices_K) in enumerate(zip(scores_NK, indices_NK, strict=True)):
-        fine = indices_K >= 0
-        if guard is not None:
-            best_positive = max(float(queries_ND[query] @ corpus_MD[document]) for document in positives[query])
-            fine &= scores_K <= guard * best_positive
-        chosen.append(indices_K[fine][:k])
-        chosen_scores.append(scores_K[fine][:k])
+    chosen = [np.empty(0, dtype=np.int64)] * len(positives)
+    chosen_scores = [np.empty(0, dtype=np.float32)] * len(positives)
+    pending, candidates = list(range(len(positives))), k if guard is None else k * SPARE
+    while pending:
+        candidates = min(candidates, len(corpus_MD))
+        exclude = Exclude.of([positives[query] for query in pending])
+        scores_NK, indices_NK = top_k(queries_ND[pending], corpus_MD, candidates, exclude=exclude)
+        short = []
+        for query, scores_K, indices_K in zip(pending, scores_NK, indices_NK, strict=True):
+            fine_K = indices_K >= 0
+            more = bool(fine_K.all()) and candidates < len(corpus_MD)
+            if guard is not None:
+                fine_K &= scores_K <= _limit(queries_ND[query], corpus_MD[positives[query]], guard)
+            chosen[query], chosen_scores[query] = indices_K[fine_K][:k], scores_K[fine_K][:k]
+            if more and len(chosen[query]) < k:
+                short.append(query)
+        pending, candidates = short, candidates * SPARE
     return chosen, chosen_scores
+
+
+def _limit(query_D: np.ndarray, positives_PD: np.ndarray, guard: float) -> np.float32:
+    """The highest score that a negative may have: `guard` of the best positive's."""
+    # Summed in float64 and rounded once, as `top_k` does, so that equal documents have equal scores here too.
+    best = float((positives_PD.astype(np.float64) @ query_D.astype(np.float64)).astype(np.float32).max())
+    # Of a score below zero, a part is more than the whole.
+    return np.float32(best * guard if best > 0 else best / guard)
 
 
 def mine_pairs(
@@ -74,8 +89,9 @@ def mine_pairs(
     fewer than `at_least` negatives are written to `out/dropped.jsonl` instead; `out/report.json` says how many.
 
     Raises:
-        LongspanError: there are not even `at_least` other documents.
+        LongspanError: there are not even `at_least` other documents, or a number with which every row is dropped.
     """
+    _check_numbers(k, at_least, guard)
     corpus = list(dict.fromkeys(row["document"] for row in rows))
     if len(corpus) <= at_least:
         raise LongspanError(
@@ -110,7 +126,20 @@ def mine_pairs(
         "teacher": teacher.embedder.name,
         "teacher_fingerprint": teacher.embedder.fingerprint,
     }
-    write_text(out / "mined.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in mined))
-    write_text(out / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in dropped))
+    write_json_lines(out / "mined.jsonl", mined)
+    write_json_lines(out / "dropped.jsonl", dropped)
     write_json(out / "report.json", report)
     return report
+
+
+def _check_numbers(k: int, at_least: int, guard: float | None) -> None:
+    if k < 1 or not 0 <= at_least <= k:
+        raise LongspanError(
+            f"{k} negatives are kept, and rows with fewer than {at_least} left out: that leaves none",
+            where="k, at_least",
+            remedy="keep at least 1, and at least as many as a row must have",
+        )
+    if guard is not None and guard <= 0:
+        raise LongspanError(
+            f"guard {guard} leaves no candidate", where="guard", remedy="use a part of the score, such as 0.95"
+        )

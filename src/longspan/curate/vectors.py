@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from longspan.embedder import Embedder
+from longspan.errors import LongspanError
 from longspan.files import atomic_path, sha256_json, sweep_unfinished
 
 TEXTS_PER_BLOCK = 1024
@@ -36,8 +37,9 @@ class VectorStore:
         self._embedder, self._task, self._max_length = embedder, task, max_length
         sweep_unfinished(self._folder)
         self._blocks: list[np.ndarray] = []
+        self._next = 0  # not the number of blocks: a person may have deleted one
         self._place: dict[bytes, tuple[int, int]] = {}
-        for block in sorted(self._folder.glob("block-*")):
+        for block in sorted(self._folder.glob("block-[0-9]*")):
             self._open(block)
 
     def embed(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -64,7 +66,7 @@ class VectorStore:
 
     def _add(self, keys: list[bytes], texts: list[str]) -> None:
         vectors_MD = self._embedder.embed(texts, task=self._task, max_length=self._max_length, truncate=True)
-        path = self._folder / f"block-{len(self._blocks):06d}"
+        path = self._folder / f"block-{self._next:06d}"
         with atomic_path(path) as unfinished:
             unfinished.mkdir()
             np.save(unfinished / "hashes.npy", np.array(keys, dtype=_HASH))
@@ -72,10 +74,22 @@ class VectorStore:
         self._open(path)
 
     def _open(self, block: Path) -> None:
-        # A fixed-width string drops trailing zero bytes, so keys are padded back on reading.
-        keys = [key.ljust(_HASH.itemsize, b"\0") for key in np.load(block / "hashes.npy").tolist()]
+        try:
+            # A fixed-width string drops trailing zero bytes, so keys are padded back on reading.
+            keys = [key.ljust(_HASH.itemsize, b"\0") for key in np.load(block / "hashes.npy").tolist()]
+            vectors_MD = np.load(block / "vectors.npy", mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise _torn(block, str(error)) from None
+        if vectors_MD.shape != (len(keys), self._embedder.dim):
+            raise _torn(block, f"{len(keys)} texts and vectors of shape {vectors_MD.shape}")
         self._place |= {key: (len(self._blocks), row) for row, key in enumerate(keys)}
-        self._blocks.append(np.load(block / "vectors.npy", mmap_mode="r"))
+        self._blocks.append(vectors_MD)
+        self._next = int(block.name.removeprefix("block-")) + 1
+
+
+def _torn(block: Path, why: str) -> LongspanError:
+    remedy = "delete this folder: its vectors are computed again when they are needed"
+    return LongspanError(f"a block of stored vectors is torn: {why}", where=block, remedy=remedy)
 
 
 def _hash(text: str) -> bytes:

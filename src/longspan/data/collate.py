@@ -6,6 +6,7 @@ many there are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,21 +67,46 @@ class PairCollator:
         num_negatives: how many of a row's mined negatives to draw, anew in every step (the paper found random ones
             better than the first ones, section 4.2.5).
         max_query_tokens, max_document_tokens: lengths are cut here, prefix and special tokens included.
+        max_document_tokens_of: other cuts for the documents of some sources, by name.
+
+    Raises:
+        LongspanError: a cut leaves no room for text, or is given for a source that is not there.
     """
 
     def __init__(
-        self, dataset: Dataset, *, num_negatives: int, max_query_tokens: int, max_document_tokens: int, seed: int
+        self,
+        dataset: Dataset,
+        *,
+        num_negatives: int,
+        max_query_tokens: int,
+        max_document_tokens: int,
+        max_document_tokens_of: Mapping[str, int] | None = None,
+        seed: int,
     ) -> None:
         self._sources = dataset.sources
         self._queries = [source.ids("query") for source in dataset.sources]
         self._documents = [source.ids("document") for source in dataset.sources]
         self._negatives = [source.negatives() for source in dataset.sources]
         self._num_negatives = num_negatives
-        self._max_query, self._max_document = max_query_tokens, max_document_tokens
+        self._max_query = max_query_tokens
+        self._max_document = _cuts(dataset, max_document_tokens, max_document_tokens_of or {})
         self._seed = seed
         tokenizer = dataset.tokenizer
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
         self._prefix_ids = dict(zip(PREFIXES, tokenizer.encode(list(PREFIXES.values())), strict=True))
+        for source, max_document in zip(dataset.sources, self._max_document, strict=True):
+            self._check_room(source.manifest.query_task, max_query_tokens, "max_query_tokens")
+            self._check_room(source.manifest.document_task, max_document, "max_document_tokens")
+
+    def _check_room(self, task: str | None, longest: int, key: str) -> None:
+        assert task is not None
+        taken = len(self._prefix_ids[task]) + 2
+        if longest <= taken:
+            raise LongspanError(
+                f"{key} {longest} leaves no room for text: the prefix of {task} and the special tokens take {taken}",
+                where=f"objective.{key}",
+                remedy=f"set it to more than {taken}",
+            )
 
     def __call__(self, step: int, planned: PlannedBatch, part: slice) -> PairBatch:
         """The share `part` of a planned batch."""
@@ -95,9 +121,10 @@ class PairCollator:
         texts = [documents[row] for row in rows]
         for row in rows:
             texts += self._draw(negatives, int(row), step, manifest.name)
-        document_ids = [self._sequence(document_prefix, text, self._max_document) for text in texts]
+        max_document = self._max_document[planned.source]
+        document_ids = [self._sequence(document_prefix, text, max_document) for text in texts]
         cut = sum(len(queries[row]) + len(query_prefix) + 2 > self._max_query for row in rows)
-        cut += sum(len(text) + len(document_prefix) + 2 > self._max_document for text in texts)
+        cut += sum(len(text) + len(document_prefix) + 2 > max_document for text in texts)
         return PairBatch(Packed.of(query_ids), Packed.of(document_ids), self._num_negatives, manifest.name, int(cut))
 
     def _sequence(self, prefix: np.ndarray, ids: np.ndarray, longest: int) -> np.ndarray:
@@ -120,6 +147,18 @@ class PairCollator:
             )
         generator = random_generator(_NEGATIVES_DRAW, self._seed, step, row)
         return negatives.pick(row, generator.permutation(available)[: self._num_negatives].tolist())
+
+
+def _cuts(dataset: Dataset, usual: int, special: Mapping[str, int]) -> list[int]:
+    names = [source.manifest.name for source in dataset.sources]
+    for name in special:
+        if name not in names:
+            raise LongspanError(
+                f"there is no source {name!r} whose documents could be cut",
+                where="objective.max_document_tokens_of",
+                remedy=f"the sources are: {', '.join(names)}",
+            )
+    return [special.get(name, usual) for name in names]
 
 
 class MaskedCollator:

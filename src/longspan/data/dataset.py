@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from longspan.data.prepare import TOKENIZER_FILE
-from longspan.data.shards import MANIFEST, PreparedSource
+from longspan.data.shards import MANIFEST, Manifest, PreparedSource, read_manifest
 from longspan.errors import LongspanError
 from longspan.files import sha256_json
 from longspan.text.tokenizer import Tokenizer
@@ -28,18 +28,32 @@ class Dataset:
             only: names of the sources to use; empty for all.
 
         Raises:
-            LongspanError: nothing is prepared there, or a named source is not.
+            LongspanError: nothing is prepared there, or a named source is not; a shard is torn; the tokenizer is not
+                the one the sources were prepared with.
         """
-        found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        opened = [PreparedSource(path) for path in found if not only or path.name in only]
-        self.sources = [source for source in opened if source.manifest.kind == kind]
-        missing = [name for name in only if name not in {s.manifest.name for s in self.sources}]
-        if missing or not self.sources:
+        found = {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+        wanted = {path: manifest for path, manifest in found.items() if manifest.kind == kind}
+        if only:
+            wanted = {path: manifest for path, manifest in wanted.items() if manifest.name in only}
+        missing = sorted(set(only) - {manifest.name for manifest in wanted.values()})
+        if missing or not wanted:
             raise LongspanError(
-                f"no prepared source {missing[0]!r}" if missing else f"no prepared sources of {kind}",
+                f"no prepared source {missing[0]!r} of {kind}" if missing else f"no prepared sources of {kind}",
                 where=folder,
-                remedy="prepare it: longspan prepare SOURCE --out DIR"
-                + (f" (there are: {', '.join(path.name for path in found)})" if found else ""),
+                remedy="prepare it: longspan prepare SOURCE --out DIR" + _there_are(found.values()),
             )
         self.tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+        for path, manifest in wanted.items():
+            if manifest.tokenizer != self.tokenizer.fingerprint:
+                raise LongspanError(
+                    f"source {manifest.name!r} was prepared with another tokenizer than {TOKENIZER_FILE}",
+                    where=path,
+                    remedy=f"put the right {TOKENIZER_FILE} back, or delete {folder} and prepare its sources again",
+                )
+        self.sources = [PreparedSource(path) for path in wanted]
         self.fingerprint = sha256_json([source.manifest.fingerprint for source in self.sources])
+
+
+def _there_are(manifests: Iterable[Manifest]) -> str:
+    names = ", ".join(f"{manifest.name} ({manifest.kind})" for manifest in manifests)
+    return f" (there are: {names})" if names else ""

@@ -30,12 +30,13 @@ class PackedRows:
         self._firsts = np.array([0, *itertools.accumulate(map(len, columns))])
         lengths = np.concatenate([column.lengths() for column in columns]) + 2
         self._ends = np.cumsum(lengths)
-        self.num_rows = int(self._ends[-1]) // length
+        num_tokens = int(lengths.sum())
+        self.num_rows = num_tokens // length
         if not self.num_rows:
             raise LongspanError(
-                f"the text has {self._ends[-1]} tokens, less than one row of {length}",
-                where="packing",
-                remedy="use more text or a smaller max_length",
+                f"the text has {num_tokens} tokens, less than one row of {length}",
+                where="objective.row_length",
+                remedy="use more text or shorter rows",
             )
 
     def row(self, number: int) -> tuple[np.ndarray, list[int]]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from longspan.errors import LongspanError
 
 _ROUNDS = 4
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
+_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,17 @@ def random_generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=_hash_ints(key)))
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    # The finaliser of splitmix64: every input bit changes about half of the output bits.
-    with np.errstate(over="ignore"):
-        values = (values + np.uint64(0x9E3779B97F4A7C15)) & _MASK
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+def _mix(values: Any) -> Any:
+    # The finaliser of splitmix64, where every input bit changes about half of the output bits; for an int, or for an
+    # array of uint64, which wraps around by itself.
+    values = (values + 0x9E3779B97F4A7C15) & _MASK
+    values = ((values ^ (values >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    values = ((values ^ (values >> 27)) * 0x94D049BB133111EB) & _MASK
+    return values ^ (values >> 31)
 
 
 def _hash_ints(key: Sequence[int]) -> int:
-    state = np.zeros(1, dtype=np.uint64)
+    state = 0
     for part in key:
-        state = _mix(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    return int(state[0])
+        state = _mix(state ^ (part & _MASK))
+    return state

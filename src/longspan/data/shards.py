@@ -43,6 +43,7 @@ class InputFile(Config):
     file: str
     sha256: str
     num_rows: int
+    """Rows kept."""
     num_skipped: int
 
 
@@ -113,6 +114,10 @@ class IdColumn:
         """Number of ids in every row, int64."""
         return np.concatenate([np.diff(offsets) for offsets in self._offsets])
 
+    def counts(self, size: int) -> np.ndarray:
+        """How often each id below `size` occurs, int64."""
+        return np.sum([np.bincount(values, minlength=size) for values in self._values], axis=0)
+
 
 class PreparedSource:
     """A prepared source, opened for reading.
@@ -173,27 +178,32 @@ def read_manifest(folder: Path) -> Manifest:
         LongspanError: it is missing (the source is not, or not completely, prepared) or of another format.
     """
     path = folder / MANIFEST
-    values = read_json(path, remedy="prepare the source first: longspan prepare SOURCE --out DIR")
+    remedy = _again(folder) if path.is_file() else "prepare the source first: longspan prepare SOURCE --out DIR"
+    values = read_json(path, remedy=remedy)
     if isinstance(values, dict) and values.get("format") != FORMAT:
         raise LongspanError(
             f"the prepared data has format {values.get('format')}, this version of longspan reads {FORMAT}",
             where=path,
-            remedy="prepare the source again",
+            remedy=_again(folder),
         )
     return Manifest.parse(values, where=path)
 
 
 def _verify(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise LongspanError(f"{shard.file} is missing", where=path, remedy="prepare the source again")
+        raise LongspanError(f"{shard.file} is missing", where=path, remedy=_again(path.parent))
     size = path.stat().st_size
     if size != shard.num_bytes or sha256_file(path) != shard.sha256:
         raise LongspanError(
             f"{shard.file} is not what the manifest vouches for ({size} bytes, expected {shard.num_bytes}; "
             "or its content has changed)",
             where=path,
-            remedy=f"delete {path.parent} and prepare the source again",
+            remedy=_again(path.parent),
         )
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and prepare the source again"
 
 
 def _map(path: Path) -> pa.RecordBatch:

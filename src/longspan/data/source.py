@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from longspan.config import Config
 from longspan.errors import LongspanError
 from longspan.text.tasks import Task
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII):
+        raise ValueError("a source's name becomes a folder's: letters, digits, '.', '_' and '-', and no sign first")
+    return name
+
+
+SourceName = Annotated[str, AfterValidator(_check_name)]
+
+
 class PairSource(Config):
     """Query-document pairs, optionally with mined negatives."""
 
     kind: Literal["pairs"] = "pairs"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: SourceName
     files: tuple[str, ...] = Field(min_length=1)
     """Paths, globs or fsspec URLs."""
     query: str = "query"
@@ -36,7 +46,7 @@ class TextSource(Config):
     """Running text for masked language modelling."""
 
     kind: Literal["text"] = "text"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: SourceName
     files: tuple[str, ...] = Field(min_length=1)
     text: str = "text"
     """Column of the text."""
@@ -63,8 +73,14 @@ def read_sources(path: Path) -> tuple[Source, ...]:
         raise LongspanError(
             "there is no such sources file", where=path, remedy="see docs/data.md for how to write one"
         ) from None
+    except OSError as error:
+        raise LongspanError(
+            f"the sources file cannot be read: {error.strerror}", where=path, remedy="name a .toml file"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise LongspanError(f"not valid TOML: {error}", where=path, remedy="correct the line and run again") from None
+    if not isinstance(values.get("source", []), list):
+        raise LongspanError("'source' is not a list of tables", where=path, remedy="begin each with [[source]]")
     for table in values.get("source", []):
         if isinstance(table, dict) and isinstance(table.get("files"), str):
             table["files"] = [table["files"]]

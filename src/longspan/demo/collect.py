@@ -38,7 +38,7 @@ from longspan.demo.python_docs import Module, is_bare, is_generated, read_module
 from longspan.errors import LongspanError
 from longspan.files import sha256_json, write_json, write_text
 
-MAX_PAIRS: Mapping[str, int] = {"docstring": 4_000, "code": 4_000, "name": 2_000, "long": 512}
+MAX_PAIRS: Mapping[str, int] = {"docstring": 5_000, "code": 5_500, "name": 2_000, "long": 512}
 """Training pairs per source."""
 
 REMEDY = (

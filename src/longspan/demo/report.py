@@ -21,7 +21,8 @@ def report(done: dict[str, Done], out: Path, console: Console) -> None:
     for question, hits in done["search"].result.items():
         console.print(f"\n[bold]? {question}[/bold]", highlight=False)
         for hit in hits:
-            console.print(f"  {hit['score']:.2f}  {hit['where']}: {hit['text']}", highlight=False, markup=False)
+            line = f"  {hit['score']:.2f}  {hit['where']}: {hit['text']}"
+            console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis", crop=True)
     quality, times = _quality_rows(done["evaluate"].result), _time_rows(done)
     evaluated = done["evaluate"].result
     title = f"Held-out queries: {evaluated['queries']} queries, {evaluated['documents']} documents"
@@ -29,10 +30,16 @@ def report(done: dict[str, Done], out: Path, console: Console) -> None:
     console.print(_table(title, ["model", "nDCG@10", "95 % interval", "recall@10", "MRR@10"], quality))
     console.print(_table("Time", ["stage", "seconds", ""], times))
     best = max(evaluated["models"], key=lambda name: evaluated["models"][name]["ndcg@10"])
-    console.print(f"Best here: {best}.", highlight=False)
+    mlm = done["mlm"].result
+    console.print(
+        f"Best here: {best}. MLM alone does not make an embedder: its loss fell from {mlm['first_loss']:.2f} to "
+        f"{mlm['last_loss']:.2f}, and the contrastive stages start from its weights.",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"\nThe model is in {out / 'published'}. Ask it yourself:", highlight=False)
-    corpus = out / "collect" / "heldout" / "corpus.jsonl"
-    command = f"{_command()} search {out / 'published'} {corpus} 'your question'"
+    files = out / "collect" / "pairs" / "docstring.jsonl"
+    command = f"{_command()} search {out / 'published'} {files} 'your question' --cache {out / 'vectors'}"
     console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
     keep(done, out, quality, times)
 

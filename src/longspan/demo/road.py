@@ -7,11 +7,13 @@ them. Read `stages` below from top to bottom.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from longspan.curate.consistency import Teacher, filter_pairs
@@ -19,18 +21,18 @@ from longspan.curate.negatives import mine_pairs
 from longspan.data.prepare import prepare
 from longspan.data.readers import read_rows
 from longspan.data.source import PairSource, TextSource
-from longspan.demo.collect import MAX_PAIRS, collect
+from longspan.demo.collect import MAX_PAIRS, STANDARD, Sizes, collect
 from longspan.demo.stages import Stage
 from longspan.demo.teacher import load_teacher
 from longspan.embedder import Embedder
 from longspan.evaluate.bm25 import evaluate_bm25
 from longspan.evaluate.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval
 from longspan.export.sentence_transformers import publish
-from longspan.files import sha256_file
+from longspan.files import sha256_file, write_json_lines
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.progress import Bar
-from longspan.recipes.demo import ENCODER, demo_contrastive, demo_finetune, demo_mlm
+from longspan.recipes.demo import demo_contrastive, demo_finetune, demo_mlm
 from longspan.search import Index, Passage
 from longspan.text.tasks import PREFIXES, Task
 from longspan.text.tokenizer import Tokenizer
@@ -38,7 +40,6 @@ from longspan.train.config import TrainConfig
 from longspan.train.loop import resume, start
 from longspan.train.run import RUN
 
-VOCAB_SIZE = 8192
 TASKS: dict[str, tuple[Task, Task]] = {
     "docstring": ("search_query", "search_document"),
     "code": ("search_query", "search_document"),
@@ -48,26 +49,53 @@ TASKS: dict[str, tuple[Task, Task]] = {
 """Source -> tasks of its two sides."""
 MINED_SOURCES = ("docstring", "code")
 """Retrieval sources get mined negatives, as in the paper (section 4.2.4)."""
-TEACHER_TOKENS = 64
-"""The teacher reads this much of a text when it filters and mines: enough to recognise it, and quick on a CPU."""
-GUARD = 0.95
-"""Mined negatives may score up to this part of the positive's score. Beyond the paper; overloads of one function have
-nearly the same documentation."""
-NUM_LONG_SEARCHED = 64
+FINETUNE_SHARE = 4
+"""Of the kept pairs of these sources, one in so many is left out of pretraining and used for finetuning, which in the
+paper has data sets of its own."""
 QUESTIONS = (
     "read rows of a csv file as dictionaries",
     "compute the inverse of a matrix",
     "run a function in another process",
     "how do I draw random samples without replacement?",
 )
+LABELS = {"mlm": "after MLM", "contrastive": "after contrastive", "finetune": "after finetuning"}
+"""Run -> what its row in the table is called."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything. The defaults take some minutes on two cores.
+
+    Attributes:
+        max_pairs, sizes: what is collected (see `collect`).
+        vocab_size: of the tokenizer.
+        teacher: loads the model that filters and mines.
+        teacher_tokens: how much of a text the teacher reads when it filters and mines: enough to recognise it.
+        sample_size: pairs among which the filter searches; the paper's million are out of hundreds of millions, too.
+        guard: mined negatives may score up to this part of the positive's score. Beyond the paper: overloads of one
+            function have nearly the same documentation.
+        training: settings of the recipes to change, by stage.
+        num_long_searched: long documents in the final search, each read whole.
+    """
+
+    max_pairs: Mapping[str, int] = field(default_factory=lambda: dict(MAX_PAIRS))
+    sizes: Sizes = STANDARD
+    vocab_size: int = 8192
+    teacher: Callable[[], Embedder] = load_teacher
+    teacher_tokens: int = 48
+    sample_size: int = 1000
+    guard: float = 0.95
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    num_long_searched: int = 24
 
 
 class Road:
     """The demo's stages and where they keep things."""
 
-    def __init__(self, out: Path, console: Console) -> None:
+    def __init__(self, out: Path, console: Console, scale: Scale | None = None) -> None:
         self.out = out
         self.console = console
+        self.scale = scale or Scale()
         self.collected = out / "collect"
         self.tokenizer_file = out / "tokenizer.json"
         self.filtered = out / "filter"
@@ -80,23 +108,22 @@ class Road:
 
     def stages(self) -> list[Stage]:
         """Everything, in order."""
-        teacher = {"teacher": "all-MiniLM-L6-v2", "tokens": TEACHER_TOKENS}
+        scale = self.scale
+        curation = {"tokens": scale.teacher_tokens, "sample": scale.sample_size, "guard": scale.guard}
+        collected = {"pairs": dict(scale.max_pairs), "sizes": asdict(scale.sizes)}
+
+        def recipe(stage: str) -> Any:
+            # Places are left out, so that the folder can be moved.
+            return self._config(stage).model_dump(mode="json", exclude={"data", "init"})
+
         return [
-            Stage("collect", "read the documentation of installed packages", dict(MAX_PAIRS), self.collect),
-            Stage("tokenizer", f"train a WordPiece vocabulary of {VOCAB_SIZE:,}", VOCAB_SIZE, self.train_tokenizer),
-            Stage("mlm", "masked language modelling on packed text (4.1)", *self._training(self.mlm, demo_mlm)),
-            Stage("filter", "drop pairs the teacher does not find in its top 2 (4.2.1)", teacher, self.filter),
-            Stage(
-                "contrastive",
-                "one source per batch, GradCache (4.2.2)",
-                *self._training(self.contrastive, demo_contrastive),
-            ),
-            Stage("mine", "top-20 hard negatives (4.2.4)", teacher | {"guard": GUARD}, self.mine),
-            Stage(
-                "finetune",
-                "seven of the twenty negatives, at random (4.2.5)",
-                *self._training(self.finetune, demo_finetune),
-            ),
+            Stage("collect", "read the documentation of installed packages", collected, self.collect),
+            Stage("tokenizer", "train a WordPiece vocabulary", scale.vocab_size, self.train_tokenizer),
+            Stage("mlm", "masked language modelling on packed text (4.1)", recipe("mlm"), self.mlm),
+            Stage("filter", "drop pairs the teacher does not find in its top 2 (4.2.1)", curation, self.filter),
+            Stage("contrastive", "one source per batch, GradCache (4.2.2)", recipe("contrastive"), self.contrastive),
+            Stage("mine", "top-20 hard negatives (4.2.4)", curation, self.mine),
+            Stage("finetune", "seven of the twenty negatives, at random (4.2.5)", recipe("finetune"), self.finetune),
             Stage("evaluate", "held-out queries: every stage, random weights, MiniLM, BM25", 0, self.evaluate),
             Stage("publish", "a folder for sentence-transformers and transformers", 0, self.publish),
             Stage("search", "ask the finished model", list(QUESTIONS), self.search),
@@ -104,7 +131,7 @@ class Road:
 
     def collect(self) -> dict[str, Any]:
         with _FileBar(self.console) as progress:
-            report = collect(self.collected, progress=progress)
+            report = collect(self.collected, max_pairs=self.scale.max_pairs, sizes=self.scale.sizes, progress=progress)
         self._say(
             f"{report.num_pairs:,} pairs ({_counts(report.pairs)}), "
             f"{report.long_documents} documents over 2,048 tokens, "
@@ -113,7 +140,7 @@ class Road:
         return {"pairs": report.pairs, "long_documents": report.long_documents, "fingerprint": report.fingerprint}
 
     def train_tokenizer(self) -> dict[str, Any]:
-        tokenizer = Tokenizer.train((row["text"] for row in self._rows("text/python.jsonl")), VOCAB_SIZE)
+        tokenizer = Tokenizer.train((row["text"] for row in self._rows("text/python.jsonl")), self.scale.vocab_size)
         tokenizer.save(self.tokenizer_file)
         self._say(f"{tokenizer.vocab_size:,} tokens")
         return {"fingerprint": tokenizer.fingerprint}
@@ -128,18 +155,28 @@ class Road:
         counts = {}
         for source, (query_task, document_task) in TASKS.items():
             rows = list(self._rows(f"pairs/{source}.jsonl"))
-            teacher = Teacher(load_teacher(), query_task, document_task, TEACHER_TOKENS)
+            teacher = Teacher(self.scale.teacher(), query_task, document_task, self.scale.teacher_tokens)
             with Bar(f"filter {source}", 2 * len(rows), console=self.console) as bar:
-                report = filter_pairs(rows, teacher, self.filtered / source, cache=self.cache, progress=bar.advance)
+                report = filter_pairs(
+                    rows,
+                    teacher,
+                    self.filtered / source,
+                    sample_size=self.scale.sample_size,
+                    cache=self.cache,
+                    progress=bar.advance,
+                )
             counts[source] = {"pairs": report["pairs"], "kept": report["kept"]}
             self._say(f"{source}: kept {report['kept']:,} of {report['pairs']:,}")
+            kept = read_rows(str(self.filtered / source / "kept.jsonl"))
+            pretrain = [row for _, row in kept if source not in MINED_SOURCES or not _is_for_finetuning(row)]
+            write_json_lines(self.filtered / source / "pretrain.jsonl", pretrain)
         return counts
 
     def contrastive(self) -> dict[str, Any]:
         sources = [
             PairSource(
                 name=source,
-                files=(str(self.filtered / source / "kept.jsonl"),),
+                files=(str(self.filtered / source / "pretrain.jsonl"),),
                 query_task=query_task,
                 document_task=document_task,
             )
@@ -152,18 +189,24 @@ class Road:
         counts = {}
         for source in MINED_SOURCES:
             rows = [row for _, row in read_rows(str(self.filtered / source / "kept.jsonl"))]
-            teacher = Teacher(load_teacher(), max_length=TEACHER_TOKENS)
+            teacher = Teacher(self.scale.teacher(), max_length=self.scale.teacher_tokens)
             with Bar(f"mine {source}", 2 * len(rows), console=self.console) as bar:
                 report = mine_pairs(
-                    rows, teacher, self.mined / source, guard=GUARD, cache=self.cache, progress=bar.advance
+                    rows, teacher, self.mined / source, guard=self.scale.guard, cache=self.cache, progress=bar.advance
                 )
-            counts[source] = report["mined"]
-            self._say(f"{source}: {report['negatives_per_pair']:.1f} negatives for each of {report['mined']:,} pairs")
+            mined = read_rows(str(self.mined / source / "mined.jsonl"))
+            chosen = [row for _, row in mined if _is_for_finetuning(row)]
+            write_json_lines(self.mined / source / "finetune.jsonl", chosen)
+            counts[source] = {"mined": report["mined"], "finetune": len(chosen)}
+            self._say(
+                f"{source}: {report['negatives_per_pair']:.1f} negatives for each of {report['mined']:,} pairs, "
+                f"{len(chosen):,} of them for finetuning"
+            )
         return counts
 
     def finetune(self) -> dict[str, Any]:
         sources = [
-            PairSource(name=source, files=(str(self.mined / source / "mined.jsonl"),), negatives="negatives")
+            PairSource(name=source, files=(str(self.mined / source / "finetune.jsonl"),), negatives="negatives")
             for source in MINED_SOURCES
         ]
         prepare(sources, self.finetune_data, self._tokenizer())
@@ -171,13 +214,10 @@ class Road:
 
     def evaluate(self) -> dict[str, Any]:
         held_out = RetrievalSet.load(self.collected / "heldout")
-        models: dict[str, Callable[[], Embedder]] = {
-            "random weights": self._random_model,
-            "after MLM": lambda: Embedder.load(self.runs / "mlm"),
-            "after contrastive": lambda: Embedder.load(self.runs / "contrastive"),
-            "after finetuning": lambda: Embedder.load(self.runs / "finetune"),
-            "all-MiniLM-L6-v2": load_teacher,
-        }
+        models: dict[str, Callable[[], Embedder]] = {"random weights": self._random_model}
+        for run, label in LABELS.items():
+            models[label] = partial(Embedder.load, self.runs / run)
+        models["all-MiniLM-L6-v2"] = self.scale.teacher
         rows = {}
         for name, load in models.items():
             rows[name] = _scores(evaluate_model(held_out, load(), self.console, name))
@@ -191,9 +231,9 @@ class Road:
 
     def search(self) -> dict[str, Any]:
         embedder = Embedder.load(self.published)
-        passages = [Passage(row["_id"], row["text"]) for row in self._rows("heldout/corpus.jsonl")]
-        long_rows = list(self._rows("pairs/long.jsonl"))[:NUM_LONG_SEARCHED]
-        passages += [Passage(row["id"], row["document"]) for row in long_rows]
+        rows = [*self._rows("pairs/docstring.jsonl")]
+        rows += list(self._rows("pairs/long.jsonl"))[: self.scale.num_long_searched]
+        passages = [Passage(row["id"], row["document"]) for row in rows]
         with Bar("index", len(passages), console=self.console) as bar:
             index = Index.build(embedder, passages, cache=self.cache, progress=bar.advance)
         answers = {}
@@ -209,18 +249,14 @@ class Road:
             ]
         return answers
 
-    def _training(
-        self, work: Callable[[], dict[str, Any]], recipe: Callable[[str], TrainConfig]
-    ) -> tuple[Any, Callable[[], dict[str, Any]]]:
-        # Settings and work of a stage; places are left out of the settings, so that the folder can be moved.
-        return recipe("data").model_dump(mode="json", exclude={"data", "init"}), work
-
     def _config(self, stage: str) -> TrainConfig:
         if stage == "mlm":
-            return demo_mlm(str(self.data))
-        if stage == "contrastive":
-            return demo_contrastive(str(self.data), str(self.runs / "mlm"))
-        return demo_finetune(str(self.finetune_data), str(self.runs / "contrastive"))
+            config = demo_mlm(str(self.data))
+        elif stage == "contrastive":
+            config = demo_contrastive(str(self.data), str(self.runs / "mlm"))
+        else:
+            config = demo_finetune(str(self.finetune_data), str(self.runs / "contrastive"))
+        return config.replace(self.scale.training.get(stage, {}), where=f"the demo's {stage}")
 
     def _train(self, name: str, config: TrainConfig) -> dict[str, Any]:
         folder = self.runs / name
@@ -235,11 +271,12 @@ class Road:
         }
 
     def _random_model(self) -> Embedder:
-        tokenizer = self._tokenizer()
-        with torch.device("cpu"):
-            encoder = Encoder(ENCODER.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-        initialize(encoder, seed=0)
-        return Embedder(encoder, tokenizer, EmbeddingConfig(prefixes=dict(PREFIXES)), name="random weights")
+        # The very weights that MLM starts from.
+        config, tokenizer = self._config("mlm"), self._tokenizer()
+        assert config.encoder is not None
+        encoder = Encoder(config.encoder.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+        initialize(encoder, config.seed)
+        return Embedder(encoder, tokenizer, EmbeddingConfig(prefixes=PREFIXES), name="random weights")
 
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.tokenizer_file)
@@ -249,6 +286,10 @@ class Road:
 
     def _say(self, text: str) -> None:
         self.console.print(f"    {text}", highlight=False, soft_wrap=True)
+
+
+def _is_for_finetuning(row: dict[str, Any]) -> bool:
+    return int(hashlib.sha256(row["id"].encode()).hexdigest(), 16) % FINETUNE_SHARE == 0
 
 
 def evaluate_model(held_out: RetrievalSet, embedder: Embedder, console: Console, name: str) -> RetrievalResult:

@@ -15,7 +15,8 @@ import numpy as np
 
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
-from longspan.files import write_text
+from longspan.files import atomic_path, write_text
+from longspan.model.folder import check_replaceable, write_model
 
 PROBES = (
     "How do I read a CSV file?",
@@ -23,7 +24,7 @@ PROBES = (
     "def area(radius: float) -> float:\n    return math.pi * radius ** 2",
     "long context " * 150,
 )
-"""Texts on which the libraries are compared: short, Unicode, code, long."""
+"""Texts on which the libraries are compared: short, Unicode, code, long. One past the trained length comes on top."""
 
 TOLERANCE = 1e-5
 """Largest difference of a coordinate of unit vectors in float32 that rounding explains."""
@@ -33,19 +34,19 @@ def publish(embedder: Embedder, folder: Path, *, card: str = "") -> None:
     """Write the folder, with `card` as the body of its README.md.
 
     Raises:
-        LongspanError: the folder exists and holds something else than a model, or cannot be written.
+        LongspanError: the folder holds something else than a published model, or cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "modules.json").is_file():
-        raise LongspanError("the folder is not empty and is not a model", where=folder, remedy="choose another folder")
-    embedder.save(folder)
-    write_text(folder / "README.md", _card(embedder, card))
+    check_replaceable(folder)
+    with atomic_path(folder) as unfinished:
+        write_model(unfinished, embedder.model.encoder, embedder.tokenizer, embedder.config)
+        write_text(unfinished / "README.md", _card(embedder, card))
 
 
 def compare_with_sentence_transformers(embedder: Embedder, folder: Path) -> float:
     """Largest difference of any coordinate between this library's vectors and sentence-transformers', over probe texts.
 
     Texts are embedded one by one: transformers takes dynamic NTK from the longest text of a batch, so there a vector of
-    a long batch depends on its neighbours (docs/numerics.md).
+    a long batch depends on its neighbours (docs/numerics.md). Both libraries cut what is too long for the model.
 
     Raises:
         LongspanError: sentence-transformers is not installed, or the difference is more than rounding.
@@ -58,8 +59,9 @@ def compare_with_sentence_transformers(embedder: Embedder, folder: Path) -> floa
         ) from None
     theirs = SentenceTransformer(str(folder), device="cpu")
     worst = 0.0
-    for task, text in itertools.product(embedder.config.prefixes or {"": ""}, PROBES):
-        ours = embedder.embed([text], task=task or None)
+    for task, text in itertools.product(embedder.config.prefixes or {"": ""}, [*PROBES, _long_probe(embedder)]):
+        theirs.encode(["a"])  # at a short text transformers forgets the longest text that it has seen
+        ours = embedder.embed([text], task=task or None, truncate=True)
         other = theirs.encode([text], prompt_name=task or None)
         worst = max(worst, float(np.abs(ours - np.asarray(other)).max()))
     if worst > TOLERANCE:
@@ -71,10 +73,19 @@ def compare_with_sentence_transformers(embedder: Embedder, folder: Path) -> floa
     return worst
 
 
+def _long_probe(embedder: Embedder) -> str:
+    return "word " * (embedder.model.encoder.config.trained_length + 1)
+
+
 def _card(embedder: Embedder, body: str) -> str:
-    config = embedder.model.encoder.config
+    config, prefixes = embedder.model.encoder.config, embedder.config.prefixes
     parameters = sum(p.numel() for p in embedder.model.parameters())
-    tasks = "\n".join(f"- `{name}`: `{prefix}`" for name, prefix in embedder.config.prefixes.items())
+    tasks = "\n".join(f"- `{name}`: `{prefix}`" for name, prefix in prefixes.items())
+    needs = f"Every text needs the prefix of its task:\n\n{tasks}" if prefixes else "Texts need no prefix."
+    theirs = [f", prompt_name={name!r}" for name in prefixes] or [""]
+    ours = [f", task={name!r}" for name in prefixes] or [""]
+    encode = "\n".join(f'vectors = model.encode(["how do I read a file?"]{task})' for task in theirs)
+    embed = "\n".join(f'vectors = embedder.embed(["how do I read a file?"]{task})' for task in ours)
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -86,23 +97,20 @@ tags: [sentence-transformers, feature-extraction, longspan, nomic_bert]
 {parameters:,} parameters, {embedder.dim} dimensions, texts of up to {embedder.config.max_length:,} tokens
 ({config.trained_length:,} in training, dynamic NTK beyond), {embedder.config.pooling} pooling.
 
-Every text needs the prefix of its task:
-
-{tasks}
+{needs}
 
 ```python
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
-queries = model.encode(["how do I read a file?"], prompt_name="search_query")
-documents = model.encode(["open() gives a file object."], prompt_name="search_document")
+{encode}
 ```
 
 ```python
 from longspan import Embedder
 
 embedder = Embedder.load("path/to/this/folder")
-queries = embedder.embed(["how do I read a file?"], task="search_query")
+{embed}
 ```
 
 {body}

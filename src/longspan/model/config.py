@@ -40,6 +40,8 @@ class EncoderConfig(Config):
     def _consistent(self) -> EncoderConfig:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(f"width {self.width} does not divide into {self.num_heads} heads of even size")
+        if self.positions == "rotary" and self.head_size == 2 and self.max_length > self.trained_length:
+            raise ValueError("dynamic NTK, equation (5), divides by the head size less 2: it must be larger than 2")
         if self.positions == "learned" and self.max_length > self.trained_length:
             raise ValueError("learned positions end at trained_length: max_length cannot be larger")
         if self.max_length < self.trained_length:
@@ -65,3 +67,7 @@ class EmbeddingConfig(Config):
     """Longest text in tokens, prefix and special tokens included."""
     prefixes: dict[str, str] = Field(default_factory=dict)
     """Task name -> text put before every input of that task; empty for a model that was trained without any."""
+
+    def within(self, encoder: EncoderConfig) -> EmbeddingConfig:
+        """The same, with texts no longer than the encoder reads."""
+        return self.model_copy(update={"max_length": min(self.max_length, encoder.max_length)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.errors import LongspanError
-from longspan.files import read_json, write_json
+from longspan.files import UNFINISHED, read_json, write_json
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder
 from longspan.model.hub import load_encoder, save_encoder
@@ -27,6 +27,19 @@ _POOLING_KEYS = {
     "last": "pooling_mode_lasttoken",
 }
 _COMPACT_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+
+_OURS = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "1_Pooling",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "README.md",
+}
+"""What a folder that longspan published holds."""
 
 
 def find_model(path_or_id: str | os.PathLike[str]) -> Path:
@@ -82,8 +95,29 @@ def read_model(path_or_id: str | os.PathLike[str]) -> tuple[Encoder, Tokenizer, 
     return encoder, tokenizer, _read_embedding_config(folder, encoder.config.max_length)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse to put a model in the place of anything but a model: what stands there would be deleted.
+
+    Raises:
+        LongspanError: `folder` holds something that longspan does not publish, or is a file.
+    """
+    if folder.is_file():
+        raise LongspanError("a model is a folder, and this is a file", where=folder, remedy="choose another folder")
+    if not folder.is_dir():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    foreign = [name for name in foreign if not name.startswith(UNFINISHED)]
+    if foreign:
+        raise LongspanError(
+            f"the folder holds something else than a published model: {', '.join(foreign[:5])}",
+            where=folder,
+            remedy="choose another folder, or move these files away first: the whole folder is replaced",
+        )
+
+
 def write_model(folder: Path, encoder: Encoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
     """Write a whole model folder. Not atomic: callers write to an unfinished name (`files.atomic_path`)."""
+    config = config.within(encoder.config)
     save_encoder(encoder, folder)
     tokenizer.save(folder / "tokenizer.json")
     write_json(folder / "tokenizer_config.json", _tokenizer_config(config))
@@ -154,17 +188,36 @@ def _read_embedding_config(folder: Path, longest: int) -> EmbeddingConfig:
             )
     if not pooling:
         raise LongspanError("there is no Pooling module", where=folder / "modules.json", remedy="download it again")
-    limits = _optional(folder / "sentence_bert_config.json")
-    prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
     return EmbeddingConfig.parse(
         {
             "pooling": pooling,
             "normalize": normalize,
-            "max_length": min(limits.get("max_seq_length") or longest, longest),
-            "prefixes": {name: text for name, text in prompts.items() if text},
+            "max_length": min(_read_limit(folder) or longest, longest),
+            "prefixes": _read_prefixes(folder),
         },
         where=folder,
     )
+
+
+def _read_limit(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    settings = _optional(path)
+    if settings.get("do_lower_case"):
+        raise LongspanError(
+            "do_lower_case is set: sentence-transformers would lower-case texts before the tokenizer sees them",
+            where=path,
+            remedy="set it to false if the tokenizer lower-cases by itself; otherwise the model is not supported",
+        )
+    return settings.get("max_seq_length") or _optional(folder / "tokenizer_config.json").get("model_max_length")
+
+
+def _read_prefixes(folder: Path) -> dict[str, str]:
+    prompts = _optional(folder / "config_sentence_transformers.json").get("prompts") or {}
+    if not prompts.get("query") and not prompts.get("document"):
+        # sentence-transformers writes these two, empty, into every model it saves. Where one of them says something,
+        # the other is a task that needs no prefix.
+        prompts = {name: text for name, text in prompts.items() if name not in ("query", "document")}
+    return prompts if any(prompts.values()) else {}
 
 
 def _read_pooling(path: Path) -> str:

@@ -5,6 +5,7 @@ Axes: T tokens, M masked tokens, D width, V vocabulary (padded).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,3 +44,10 @@ class MaskedLanguageHead(nn.Module):
 
     def forward(self, h_MD: Tensor, tokens_VD: Tensor) -> Tensor:
         return functional.linear(self.norm(self.act(self.dense(h_MD))), tokens_VD, self.bias)
+
+
+def start_from_frequencies(head: MaskedLanguageHead, counts_V: np.ndarray) -> None:
+    """Set the output bias to the log-frequency of every token, each counted once more than it occurs."""
+    frequencies_V = (counts_V + 1.0) / (counts_V + 1.0).sum()
+    with torch.no_grad():
+        head.bias.copy_(torch.from_numpy(np.log(frequencies_V)))

@@ -57,8 +57,9 @@ _BERT = {
     "layers.{i}.mlp.down": ["encoder.layer.{i}.output.dense"],
     "layers.{i}.norm2": ["encoder.layer.{i}.output.LayerNorm"],
 }
-# A weight that only its own layout has tells which layout a file is in.
-_MARKS = {"emb_ln.weight": _NOMIC, "layers.0.self_attn.q_proj.weight": _NATIVE}
+# Beginnings of names that only one layout has; any one of them tells, so that a missing weight is named as the file
+# would spell it.
+_MARKS = {("emb_ln.", "encoder.layers."): _NOMIC, ("layers.",): _NATIVE}
 
 _WRAPPER = re.compile(r"^(bert|nomic_bert|model)\.")
 _NOT_THE_ENCODER = re.compile(r"^(pooler|cls|classifier)\.|(^|\.)(position_ids|inv_freq)$")
@@ -73,7 +74,10 @@ def load_encoder(folder: Path) -> Encoder:
             over, or of the wrong shape.
     """
     config = read_config(folder)
-    encoder = Encoder(config)
+    # Every weight is read below, so none is drawn: it would take time, and move the caller's random state.
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    encoder = encoder.to_empty(device="cpu")
     read_state(encoder, _read_weights(folder), where=folder)
     return encoder
 
@@ -105,34 +109,22 @@ def read_state(encoder: Encoder, published: Mapping[str, Tensor], *, where: Path
     Raises:
         LongspanError: see `load_encoder`.
     """
-    published = {_WRAPPER.sub("", name): tensor for name, tensor in published.items()}
-    layout = next((names for mark, names in _MARKS.items() if mark in published), _BERT)
+    published = _unwrapped(published, where)
+    layout = _layout(published)
     unused = {name for name in published if not _NOT_THE_ENCODER.search(name)}
     state: dict[str, Tensor] = {}
     for name, parameter in encoder.state_dict().items():
         parts = _published_names(name, layout)
-        missing = [part for part in parts if part not in published]
-        if missing:
+        if not parts:
             raise LongspanError(
-                f"the checkpoint lacks the weight {missing[0]}",
-                where=where,
-                remedy="it is incomplete or of another architecture than its config.json says: download it again",
-            )
-        unused.difference_update(parts)
-        tensor = torch.cat([published[part] for part in parts])
-        if tensor.shape != parameter.shape:
-            raise LongspanError(
-                f"{', '.join(parts)}: shape {tuple(tensor.shape)}, but config.json asks for {tuple(parameter.shape)}",
+                f"config.json asks for {name}, which weights of this layout do not have",
                 where=where,
                 remedy="weights and config.json belong to different models: download both again",
             )
-        if not torch.isfinite(tensor).all():
-            raise LongspanError(
-                f"{', '.join(parts)} holds values that are not finite",
-                where=where,
-                remedy="the training run diverged or the file is damaged: take an earlier checkpoint",
-            )
-        state[name] = tensor
+        unused.difference_update(parts)
+        rows, *rest = parameter.shape
+        shape = (rows // len(parts), *rest)
+        state[name] = torch.cat([_weight(published, part, shape, where) for part in parts])
     if unused:
         raise LongspanError(
             f"the checkpoint has weights that the model has no place for: {', '.join(sorted(unused)[:5])}",
@@ -140,6 +132,50 @@ def read_state(encoder: Encoder, published: Mapping[str, Tensor], *, where: Path
             remedy="its architecture is not the one its config.json describes; longspan reads BERT and nomic-bert",
         )
     encoder.load_state_dict(state)
+
+
+def _unwrapped(published: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    plain: dict[str, Tensor] = {}
+    for name, tensor in published.items():
+        short = _WRAPPER.sub("", name)
+        if short in plain:
+            raise LongspanError(
+                f"the checkpoint has the weight {short} twice, with a wrapper's name before it and without",
+                where=where,
+                remedy="save the model alone, not together with a copy of it",
+            )
+        plain[short] = tensor
+    return plain
+
+
+def _layout(published: Mapping[str, Tensor]) -> Mapping[str, list[str]]:
+    for beginnings, layout in _MARKS.items():
+        if any(name.startswith(beginnings) for name in published):
+            return layout
+    return _BERT
+
+
+def _weight(published: Mapping[str, Tensor], name: str, shape: tuple[int, ...], where: Path) -> Tensor:
+    tensor = published.get(name)
+    if tensor is None:
+        raise LongspanError(
+            f"the checkpoint lacks the weight {name}",
+            where=where,
+            remedy="it is incomplete or of another architecture than its config.json says: download it again",
+        )
+    if tensor.shape != shape:
+        raise LongspanError(
+            f"{name}: shape {tuple(tensor.shape)}, but config.json asks for {shape}",
+            where=where,
+            remedy="weights and config.json belong to different models: download both again",
+        )
+    if not torch.isfinite(tensor).all():
+        raise LongspanError(
+            f"{name} holds values that are not finite",
+            where=where,
+            remedy="the training run diverged or the file is damaged: take an earlier checkpoint",
+        )
+    return tensor
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -150,6 +186,10 @@ def read_config(folder: Path) -> EncoderConfig:
     """
     path = folder / "config.json"
     published = read_json(path, remedy="name the folder of a published model (config.json, model.safetensors, ...)")
+    if not isinstance(published, dict):
+        raise LongspanError("config.json is not a JSON object", where=path, remedy="download the model again")
+    # A key that says null says nothing.
+    published = {key: value for key, value in published.items() if value is not None}
     kind = published.get("model_type")
     if kind == "nomic_bert":
         return EncoderConfig.parse(_nomic_settings(published, path), where=path)
@@ -218,58 +258,74 @@ def _published_names(name: str, layout: Mapping[str, list[str]]) -> list[str]:
     number = re.search(r"^layers\.(\d+)\.", module)
     template = module if number is None else module.replace(f"layers.{number[1]}.", "layers.{i}.", 1)
     index = "" if number is None else number[1]
-    parts = layout.get(template, [f"(no {template} in this layout)"])
+    parts = layout.get(template, [])
     return [f"{part.replace('{i}', index)}.{kind}" for part in parts]
 
 
 def _nomic_settings(published: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    rope = published.get("rope_parameters", {})
+    settings = rope | published
+
     def either(original: str, native: str, default: Any) -> Any:
-        return published.get(original, published.get(native, default))
+        values = [settings[key] for key in (original, native) if key in settings]
+        if len(values) == 2 and values[0] != values[1]:
+            raise LongspanError(
+                f"{original} = {values[0]!r} and {native} = {values[1]!r} contradict each other",
+                where=path,
+                remedy="correct the one that does not belong to the weights",
+            )
+        return values[0] if values else default
 
     expected = {
         "activation_function": "swiglu",
         "hidden_act": "silu",
         "rotary_emb_fraction": 1.0,
         "rotary_emb_interleaved": False,
+        "rotary_emb_scale_base": None,
         "qkv_proj_bias": False,
         "mlp_fc1_bias": False,
         "mlp_fc2_bias": False,
         "prenorm": False,
+        "parallel_block": False,
         "causal": False,
         "use_rms_norm": False,
     }
     _refuse_other_values(published, expected, path)
-    rope = published.get("rope_parameters") or {}
-    trained = published.get("max_trained_positions") or published.get("max_position_embeddings", 2048)
+    if rope.get("rope_type", "default") != "default":
+        _refuse_other_values(rope, {"rope_type": "dynamic"}, path)
+    _refuse_other_values(rope, {"partial_rotary_factor": 1.0}, path)
+    trained = either("max_trained_positions", "max_position_embeddings", 2048)
     return {
-        "vocab_size": published.get("vocab_size", 30528),
+        "vocab_size": settings.get("vocab_size", 30528),
         "vocab_multiple": 1,
         "width": either("n_embd", "hidden_size", 768),
         "num_layers": either("n_layer", "num_hidden_layers", 12),
         "num_heads": either("n_head", "num_attention_heads", 12),
         "inner_width": either("n_inner", "intermediate_size", 3072),
-        "rotary_base": published.get("rotary_emb_base", rope.get("rope_theta", 1000.0)),
+        "rotary_base": either("rotary_emb_base", "rope_theta", 1000.0),
         "trained_length": trained,
-        "max_length": max(published.get("n_positions", 4 * trained), trained),
-        "ntk_alpha": published.get("rotary_scaling_factor") or rope.get("factor") or 2.0,
+        # transformers' own keys set no limit; the paper reads up to four times the trained length.
+        "max_length": max(settings.get("n_positions", 4 * trained), trained),
+        # Releases that leave alpha open (v1.5: null) get the paper's 2 (section 5.2.2) past their trained length.
+        "ntk_alpha": either("rotary_scaling_factor", "factor", 2.0),
         "norm_eps": either("layer_norm_epsilon", "layer_norm_eps", 1e-12),
-        "num_token_types": published.get("type_vocab_size", 2),
+        "num_token_types": settings.get("type_vocab_size", 2),
     }
 
 
 def _bert_settings(published: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    _refuse_other_values(published, {"hidden_act": "gelu", "position_embedding_type": "absolute"}, path)
-    length = published["max_position_embeddings"]
+    expected = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+    _refuse_other_values(published, expected, path)
     return {
-        "vocab_size": published["vocab_size"],
+        "vocab_size": published.get("vocab_size", 30522),
         "vocab_multiple": 1,
-        "width": published["hidden_size"],
-        "num_layers": published["num_hidden_layers"],
-        "num_heads": published["num_attention_heads"],
-        "inner_width": published["intermediate_size"],
+        "width": published.get("hidden_size", 768),
+        "num_layers": published.get("num_hidden_layers", 12),
+        "num_heads": published.get("num_attention_heads", 12),
+        "inner_width": published.get("intermediate_size", 3072),
         "positions": "learned",
-        "trained_length": length,
-        "max_length": length,
+        "trained_length": published.get("max_position_embeddings", 512),
+        "max_length": published.get("max_position_embeddings", 512),
         "activation": "gelu",
         "bias": True,
         "norm_eps": published.get("layer_norm_eps", 1e-12),
@@ -290,8 +346,10 @@ def _refuse_other_values(published: Mapping[str, Any], expected: Mapping[str, An
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        table = read_json(index, remedy="download the model again")["weight_map"]
-        files = [folder / name for name in sorted(set(table.values()))]
+        table = read_json(index, remedy="download the model again")
+        if not isinstance(table, dict) or not isinstance(table.get("weight_map"), dict):
+            raise LongspanError(f"{index.name} names no files", where=index, remedy="download the model again")
+        files = [folder / name for name in sorted(set(table["weight_map"].values()))]
     else:
         files = [folder / "model.safetensors"]
     weights: dict[str, Tensor] = {}

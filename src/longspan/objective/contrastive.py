@@ -15,7 +15,7 @@ from longspan.config import Config
 from longspan.data.collate import PairBatch
 from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.losses import info_nce
-from longspan.objective.world import Alone, World
+from longspan.objective.world import Alone, World, adding_summed_gradients
 
 
 class ContrastiveConfig(Config):
@@ -32,6 +32,8 @@ class ContrastiveConfig(Config):
     max_query_tokens: int = Field(default=2048, ge=16)
     max_document_tokens: int = Field(default=2048, ge=16)
     """Texts are cut here, prefix and special tokens included."""
+    max_document_tokens_of: dict[str, int] = Field(default_factory=dict)
+    """Other cuts for the documents of some sources, by name: long pairs need more room than the rest."""
     chunk_tokens: int = Field(default=65_536, gt=0)
     """Most tokens in a chunk of GradCache: what bounds memory."""
     pooling: Literal["mean", "cls", "last"] = "mean"
@@ -74,9 +76,9 @@ class Contrastive:
         if batch.num_negatives:
             gradient = _gradient(negatives_D)
             gradient_nD.append(world.reduce_scatter(gradient) if share_negatives else gradient)
-        backward_queries(_gradient(queries_nD))
-        backward_documents(torch.cat(gradient_nD))
-        world.sum_gradients(model.parameters())
+        with adding_summed_gradients(model, world):
+            backward_queries(_gradient(queries_nD))
+            backward_documents(torch.cat(gradient_nD))
         return self._metrics(batch, loss.detach(), correct)
 
     def _loss(self, queries_nD: Tensor, positives_ND: Tensor, negatives_D: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from longspan.config import Config
 from longspan.data.collate import MaskedBatch
-from longspan.objective.world import Alone, World
+from longspan.objective.world import Alone, World, adding_summed_gradients
 from longspan.text.packed import Packed, join
 
 
@@ -28,6 +28,9 @@ class MaskedConfig(Config):
     """Tokens of a packed row."""
     within_documents: bool = False
     """Keep attention inside each document of a row; in the paper it crosses."""
+    bias_from_counts: bool = False
+    """Start the output bias at the logarithm of each token's frequency, so that the network need not learn it. Not in
+    the paper; it matters in short runs (EXPERIMENTS.md)."""
     micro_batch_tokens: int = Field(default=32_768, gt=0)
     """Tokens that go through the model at a time: what bounds memory."""
 
@@ -56,16 +59,16 @@ class MaskedLanguageModelling:
         local = sum(len(positions) for positions, _ in batch.targets)
         masked = float(self._world.sum(torch.tensor(float(local), dtype=torch.float64, device=device)))
         loss_sum = correct = 0.0
-        for rows in self._micro_batches(batch):
-            packed, positions_M, labels_M = _join_rows(batch, rows)
-            with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                logits_MV = model(packed.to(device), positions_M.to(device))
-            logits_MV, labels_M = _at_least_float32(logits_MV), labels_M.to(device)
-            loss = cross_entropy(logits_MV, labels_M, reduction="sum")
-            (loss / masked).backward()
-            loss_sum += float(loss.detach())
-            correct += float((logits_MV.argmax(dim=1) == labels_M).sum())
-        self._world.sum_gradients(model.parameters())
+        with adding_summed_gradients(model, self._world):
+            for rows in self._micro_batches(batch):
+                packed, positions_M, labels_M = _join_rows(batch, rows)
+                with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
+                    logits_MV = model(packed.to(device), positions_M.to(device))
+                logits_MV, labels_M = _at_least_float32(logits_MV), labels_M.to(device)
+                loss = cross_entropy(logits_MV, labels_M, reduction="sum")
+                (loss / masked).backward()
+                loss_sum += float(loss.detach())
+                correct += float((logits_MV.argmax(dim=1) == labels_M).sum())
         tokens = float(sum(row.num_tokens for row in batch.rows))
         totals = torch.tensor([loss_sum, correct, tokens], dtype=torch.float64, device=device)
         loss_sum, correct, tokens = self._world.sum(totals).tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -48,3 +49,18 @@ class Alone:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         pass
+
+
+@contextlib.contextmanager
+def adding_summed_gradients(model: nn.Module, world: World) -> Iterator[None]:
+    """Add to every `.grad` the sum over ranks of the gradient that the body leaves; collective.
+
+    What was in `.grad` before is a sum over ranks already (of another batch) and must not be summed again.
+    """
+    before = [(p, p.grad) for p in model.parameters() if p.grad is not None] if world.size > 1 else []
+    for parameter, _ in before:
+        parameter.grad = None
+    yield
+    world.sum_gradients(model.parameters())
+    for parameter, gradient in before:
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -35,6 +35,9 @@ class Packed:
         """Pack integer arrays of one axis each; at least one sequence, none of them empty."""
         if not sequences:
             raise ValueError("cannot pack zero sequences")
+        for number, sequence in enumerate(sequences):
+            if sequence.ndim != 1 or sequence.dtype.kind not in "iu":
+                raise ValueError(f"sequence number {number} is not an integer array of one axis")
         lengths = tuple(len(sequence) for sequence in sequences)
         if min(lengths) == 0:
             raise ValueError(f"cannot pack an empty sequence (number {lengths.index(0)})")
@@ -78,7 +81,9 @@ class Packed:
         )
 
     def select(self, order: Sequence[int]) -> Packed:
-        """The sequences of the given numbers, in that order."""
+        """The sequences of the given numbers, in that order; at least one."""
+        if len(order) == 0 or not 0 <= min(order) <= max(order) < self.num_sequences:
+            raise ValueError(f"cannot select {list(order)} from {self.num_sequences} sequences")
         starts = list(itertools.accumulate(self.lengths, initial=0))
         pieces = [slice(starts[b], starts[b + 1]) for b in order]
         lengths = tuple(self.lengths[b] for b in order)
@@ -88,10 +93,15 @@ class Packed:
 
 
 def join(parts: Sequence[Packed]) -> Packed:
-    """The sequences of several packs, one after another (without token types)."""
+    """The sequences of several packs, one after another; at least one pack."""
+    if not parts:
+        raise ValueError("cannot join zero packs")
     lengths = tuple(length for part in parts for length in part.lengths)
     ids_T = torch.cat([part.ids_T for part in parts])
-    return Packed(ids_T, _boundaries(lengths).to(ids_T.device), lengths)
+    types_T = None
+    if any(part.types_T is not None for part in parts):
+        types_T = torch.cat([torch.zeros_like(part.ids_T) if part.types_T is None else part.types_T for part in parts])
+    return Packed(ids_T, _boundaries(lengths).to(ids_T.device), lengths, types_T)
 
 
 def chunks_of_similar_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,38 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from longspan.errors import LongspanError
-from longspan.files import sha256_json, write_text
+from longspan.files import read_json, sha256_json, write_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_ALPHABET = 500
+"""Characters that a trained vocabulary knows: the most frequent ones. Words with others become [UNK]."""
+
+
+def is_unicode(text: object) -> bool:
+    """Whether it is a text that UTF-8 can say: a string without half surrogate pairs."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def not_unicode(number: int, text: object) -> LongspanError:
+    """The error for something that `is_unicode` refuses."""
+    return LongspanError(
+        f"text number {number} is not Unicode text: {text!r:.80}",
+        where=f"texts[{number}]",
+        remedy="leave it out, or repair it where it was read (errors='replace')",
+    )
 
 
 class Tokenizer:
     """Text to token ids.
 
     Attributes:
-        vocab_size: number of ids, the special ones included.
+        vocab_size: one more than the largest id, the special ones included.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
         fingerprint: hex SHA-256 of the tokenizer's whole definition; equal fingerprints give equal ids.
     """
@@ -36,7 +59,8 @@ class Tokenizer:
         rust.no_truncation()
         rust.no_padding()
         self._rust = rust
-        self.vocab_size = rust.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: a vocabulary may leave ids out, and a table of vectors must reach the last.
+        self.vocab_size = max(rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             _special_id(rust, token, where) for token in SPECIAL_TOKENS
         )
@@ -51,21 +75,14 @@ class Tokenizer:
             LongspanError: there is nothing there, or the file is not a tokenizer.
         """
         path = Path(path_or_id)
-        if path.is_dir():
-            found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
-            if not found:
-                raise LongspanError(
-                    "the folder holds neither tokenizer.json nor vocab.txt",
-                    where=path,
-                    remedy="name a folder of a published model, or a tokenizer file",
-                )
-            path = found[0]
-        elif not path.is_file():
+        if not path.exists():
             path = _download(str(path_or_id))
-        if path.suffix == ".txt":
-            return cls(_bert(models.WordPiece.from_file(str(path), unk_token="[UNK]")), where=str(path))
+        if path.is_dir():
+            path = _file_of(path)
         try:
-            rust = tokenizers.Tokenizer.from_file(str(path))
+            rust = _from_vocabulary(path) if path.suffix == ".txt" else tokenizers.Tokenizer.from_file(str(path))
+        except LongspanError:
+            raise
         except Exception as error:  # the library raises a bare Exception
             raise LongspanError(
                 f"this is not a tokenizer: {error}", where=path, remedy="name a tokenizer.json or a vocab.txt"
@@ -76,13 +93,14 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a lower-casing WordPiece vocabulary, as BERT's, on `texts`.
 
-        The result depends on the texts only, not on the number of threads.
+        The result depends on the words of the texts only: not on the texts' order, the number of threads or chance.
+
+        Raises:
+            LongspanError: a text is not Unicode text.
         """
-        rust = _bert(models.WordPiece(unk_token="[UNK]"))
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False, limit_alphabet=500
-        )
-        rust.train_from_iterator(texts, trainer)
+        vocabulary = _learn_wordpiece(_count_words(texts), vocab_size)
+        rust = _bert(models.WordPiece(vocabulary, unk_token="[UNK]"), lowercase=True)
+        rust.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(rust, where="Tokenizer.train")
 
     def save(self, path: str | Path) -> None:
@@ -96,8 +114,19 @@ class Tokenizer:
         return json.dumps(definition, ensure_ascii=False, indent=1) + "\n"
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text, int32, without special tokens and uncut. Uses all cores."""
-        return [np.array(e.ids, dtype=np.int32) for e in self._rust.encode_batch_fast(texts, add_special_tokens=False)]
+        """Token ids of each text, int32, without special tokens and uncut. Uses all cores.
+
+        Raises:
+            LongspanError: something is not Unicode text (see `is_unicode`).
+        """
+        try:
+            encoded = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            number = next((n for n, text in enumerate(texts) if not is_unicode(text)), None)
+            if number is None:
+                raise
+            raise not_unicode(number, texts[number]) from None
+        return [np.array(e.ids, dtype=np.int32) for e in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Readable text of token ids (special tokens are kept: they are what the model sees)."""
@@ -119,12 +148,70 @@ def _special_id(rust: tokenizers.Tokenizer, token: str, where: str) -> int:
     return token_id
 
 
-def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
+def _file_of(folder: Path) -> Path:
+    found = [folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()]
+    if not found:
+        raise LongspanError(
+            "the folder holds neither tokenizer.json nor vocab.txt",
+            where=folder,
+            remedy="name a folder of a published model, or a tokenizer file",
+        )
+    return found[0]
+
+
+def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
+    settings_file = path.with_name("tokenizer_config.json")
+    settings = read_json(settings_file, remedy="download the model again") if settings_file.is_file() else {}
+    rust = _bert(
+        models.WordPiece.from_file(str(path), unk_token="[UNK]"), lowercase=settings.get("do_lower_case", True)
+    )
+    # As in a tokenizer.json, "[MASK]" in a text is the special token and not five pieces.
+    rust.add_special_tokens([token for token in SPECIAL_TOKENS if rust.token_to_id(token) is not None])
+    return rust
+
+
+def _bert(model: models.WordPiece, *, lowercase: bool) -> tokenizers.Tokenizer:
     rust = tokenizers.Tokenizer(model)
-    rust.normalizer = normalizers.BertNormalizer(lowercase=True)  # pyright: ignore[reportAttributeAccessIssue]
+    rust.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # pyright: ignore[reportAttributeAccessIssue]
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     rust.decoder = decoders.WordPiece()  # pyright: ignore[reportAttributeAccessIssue]
     return rust
+
+
+def _count_words(texts: Iterable[str]) -> Counter[str]:
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for number, text in enumerate(texts):
+        if not is_unicode(text):
+            raise not_unicode(number, text)
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
+    return words
+
+
+def _learn_wordpiece(words: Counter[str], vocab_size: int) -> dict[str, int]:
+    # Given only texts, the library numbers the letters inside words in the order of a randomly seeded hash table, breaks
+    # ties between merges by these numbers, and cuts the alphabet among equally rare letters at random. So the alphabet
+    # is cut here, and the letters are handed over as special tokens, which keep their order.
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    alphabet = set(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MAX_ALPHABET])
+    words = Counter({word: count for word, count in words.items() if alphabet.issuperset(word)})
+    inside = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *inside], show_progress=False
+    )
+    learner.train_from_iterator(_repeated(words), trainer)
+    return learner.get_vocab()
+
+
+def _repeated(words: Counter[str], at_once: int = 1024) -> Iterator[str]:
+    for word, count in words.items():
+        for done in range(0, count, at_once):
+            yield f"{word} " * min(at_once, count - done)
 
 
 def _cls_sep_template(cls_id: int, sep_id: int) -> dict[str, Any]:
@@ -148,10 +235,11 @@ def _cls_sep_template(cls_id: int, sep_id: int) -> dict[str, Any]:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
 
+    # Not hf_hub_download: where there is no network, that tries again for twenty seconds.
     try:
-        return Path(hf_hub_download(hub_id, "tokenizer.json"))
+        return Path(snapshot_download(hub_id, allow_patterns=["tokenizer.json", "tokenizer_config.json", "vocab.txt"]))
     except Exception as error:  # the hub client raises many kinds; each means "not to be had"
         raise LongspanError(
             f"no tokenizer {hub_id!r}: no such file or folder, and the hub did not give it ({type(error).__name__})",

@@ -7,19 +7,19 @@ a function of (seed, step, row), and there is no dropout.
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from longspan.errors import LongspanError
-from longspan.files import atomic_path, read_json, sha256_file, sweep_unfinished, write_json
+from longspan.files import UNFINISHED, atomic_path, read_json, sha256_file, sweep_unfinished, write_json
 from longspan.model.hub import read_safetensors, write_safetensors
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_REMEDY = "delete this folder and resume again: the run goes on from the checkpoint before it"
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
@@ -32,11 +32,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     with atomic_path(path) as unfinished:
         write_safetensors(unfinished / MODEL, model.state_dict())
         write_safetensors(unfinished / OPTIMIZER, _optimizer_tensors(model, optimizer))
-        hashes = {name: sha256_file(unfinished / name) for name in (MODEL, OPTIMIZER)}
-        write_json(unfinished / STATE, {"step": step, "sha256": hashes})
-    sweep_unfinished(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        write_json(unfinished / STATE, _state(unfinished, step))
+    tidy_checkpoints(folder, keep=keep)
     return path
 
 
@@ -45,21 +42,67 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a run goes on from.
+
+    Raises:
+        LongspanError: there is none.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise LongspanError(
+            "the run has no checkpoint left",
+            where=folder,
+            remedy="start a new run in another directory; the settings of this one are in its run.json",
+        )
+    return found[-1]
+
+
+def tidy_checkpoints(folder: Path, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what killed writers left."""
+    for old in checkpoints(folder)[:-keep]:
+        # A kill while a folder is being deleted must not leave half of it under the name of a whole one.
+        os.replace(old, old.with_name(f"{UNFINISHED}{os.getpid()}-old-{old.name}"))
+    sweep_unfinished(folder)
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put weights and optimiser back; return the step.
 
     Raises:
         LongspanError: the checkpoint is torn, was changed, or belongs to another model.
     """
-    state = read_json(path / STATE, remedy=_REMEDY)
-    for name, expected in state["sha256"].items():
-        if not (path / name).is_file() or sha256_file(path / name) != expected:
-            raise LongspanError(f"{name} is torn or was changed", where=path / name, remedy=_REMEDY)
+    step = _verified_step(path)
     weights = read_safetensors(path / MODEL)
     _check_shapes(weights, model.state_dict(), path)
     model.load_state_dict(weights)
     _restore_optimizer(read_safetensors(path / OPTIMIZER), model, optimizer)
-    return int(state["step"])
+    return step
+
+
+def _state(path: Path, step: int) -> dict[str, Any]:
+    return {"step": step, "sha256": {name: sha256_file(path / name) for name in (MODEL, OPTIMIZER)}}
+
+
+def _verified_step(path: Path) -> int:
+    step, remedy = int(path.name.removeprefix("step-")), _remedy(path)
+    for name in (MODEL, OPTIMIZER, STATE):
+        if not (path / name).is_file():
+            raise LongspanError(f"the checkpoint is torn: {name} is missing", where=path / name, remedy=remedy)
+    if read_json(path / STATE, remedy=remedy) != _state(path, step):
+        raise LongspanError(
+            f"the checkpoint is torn or was changed: its files are not what {STATE} vouches for",
+            where=path,
+            remedy=remedy,
+        )
+    return step
+
+
+def _remedy(path: Path) -> str:
+    earlier = [other.name for other in checkpoints(path.parent) if other.name < path.name]
+    if not earlier:
+        return "none is kept from before this one: start a new run, or restore this folder from a copy"
+    return f"delete this folder and resume again: the run goes on from {earlier[-1]}"
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -76,7 +119,8 @@ def _restore_optimizer(tensors: dict[str, Tensor], model: nn.Module, optimizer: 
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+        # A copy, because what was read is a view of the file, which will be deleted while the run goes on.
+        optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)
 
 
 def _check_shapes(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:

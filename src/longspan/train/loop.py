@@ -1,6 +1,6 @@
 """The loop. It does not know the loss: an objective turns (model, batch) into gradients and metrics.
 
-Reading order: `start` or `resume` -> `_go` -> `_steps` -> `_finish`.
+Reading order: `start` (-> `_create`) or `resume` -> `_go` -> `_steps` -> `_finish`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from longspan.errors import LongspanError
-from longspan.files import sha256_file
+from longspan.files import sha256_file, sweep_unfinished
 from longspan.objective.world import World
-from longspan.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from longspan.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, tidy_checkpoints
 from longspan.train.config import TrainConfig
-from longspan.train.metrics import JsonLines, ProgressBar, Reporter, TensorBoard
+from longspan.train.metrics import JsonLines, ProgressBar, Reporter, TensorBoard, summary_writer
 from longspan.train.optim import build_optimizer, clip_gradients, set_learning_rate
 from longspan.train.parallel import join_world, leave_world, local_device
-from longspan.train.run import Run, create_run, trim_metrics
+from longspan.train.run import CHECKPOINTS, TOKENIZER, Run, RunSettings, create_run, refuse_occupied, trim_metrics
 from longspan.train.stage import Stage, build_stage
 
 
@@ -38,26 +38,32 @@ def start(config: TrainConfig, out: Path, *, device: str | None = None, tensorbo
         LongspanError: bad data, model or place; a loss that is not finite; a full disk.
         Interrupted: see there.
     """
+    config = _with_absolute_paths(config)
     with _world(device) as (place, world):
+        _check_tensorboard(tensorboard)
+        refuse_occupied(out)
+        _wait(world, place)  # until every process has seen that it is free
         stage = build_stage(config, world, place)
-        run = create_run(out, config, stage.data_fingerprint, stage.total_steps) if world.rank == 0 else None
+        if world.rank == 0:
+            _create(out, config, stage)
         _wait(world, place)
-        return _go(run or Run(out), stage, world, place, tensorboard)
+        return _go(Run(out), stage, world, place, tensorboard)
 
 
 def resume(folder: Path, *, device: str | None = None, tensorboard: bool = False) -> Run:
-    """Go on with a run; a finished one is returned as it is.
+    """Go on with a run from its newest checkpoint; a finished one is returned as it is.
 
     Raises:
-        LongspanError: the data has changed since the start, or a checkpoint is torn; else as `start`.
+        LongspanError: the data has changed since the start, or the checkpoint is torn; else as `start`.
         Interrupted: see there.
     """
     run = Run(folder)
     if run.finished:
         return run
     with _world(device) as (place, world):
-        stage = build_stage(run.config, world, place)
-        if stage.data_fingerprint != run.data_fingerprint:
+        _check_tensorboard(tensorboard)
+        stage = build_stage(run.config, world, place, shape=run.settings.encoder)
+        if stage.data_fingerprint != run.settings.data_fingerprint:
             raise LongspanError(
                 "the prepared data is not the data this run was started on",
                 where=run.config.data,
@@ -66,24 +72,36 @@ def resume(folder: Path, *, device: str | None = None, tensorboard: bool = False
         return _go(run, stage, world, place, tensorboard)
 
 
+def _create(out: Path, config: TrainConfig, stage: Stage) -> None:
+    # run.json comes last: with it, the directory has all that the run will need.
+    stage.tokenizer.save(out / TOKENIZER)
+    optimizer = build_optimizer(stage.model, config.optim)
+    save_checkpoint(out / CHECKPOINTS, 0, stage.model, optimizer, keep=config.keep_checkpoints)
+    settings = RunSettings(
+        config=config,
+        encoder=stage.encoder,
+        data_fingerprint=stage.data_fingerprint,
+        total_steps=stage.total_steps,
+    )
+    create_run(out, settings)
+
+
 def _go(run: Run, stage: Stage, world: World, device: torch.device, tensorboard: bool) -> Run:
     optimizer = build_optimizer(stage.model, run.config.optim)
-    saved = checkpoints(run.checkpoints)
-    first_step = load_checkpoint(saved[-1], stage.model, optimizer) if saved else 0
-    if not saved and world.rank == 0:
-        # So that from now on the run needs nothing but its directory and its data, not the model it started from.
-        stage.tokenizer.save(run.folder / "tokenizer.json")
-        save_checkpoint(run.checkpoints, 0, stage.model, optimizer, keep=run.config.keep_checkpoints)
+    first_step = load_checkpoint(newest_checkpoint(run.checkpoints), stage.model, optimizer)
     reporters: list[Reporter] = []
     if world.rank == 0:
+        # Only now that the newest checkpoint has proved whole: until then an older one may be needed.
+        tidy_checkpoints(run.checkpoints, keep=run.config.keep_checkpoints)
+        sweep_unfinished(run.folder)
         trim_metrics(run.metrics, first_step)
         run.record_start(world.size, device)
         reporters = [JsonLines(run.metrics), ProgressBar(run.config.recipe, first_step, run.total_steps)]
         if tensorboard:
-            reporters.append(TensorBoard(run.folder / "tensorboard"))
-    last = _steps(run, stage, optimizer, world, reporters, first_step)
+            reporters.append(TensorBoard(run.folder / "tensorboard", first_step))
+    _steps(run, stage, optimizer, world, reporters, first_step)
     if world.rank == 0:
-        _finish(run, stage, last)
+        _finish(run, stage)
     _wait(world, device)
     return run
 
@@ -95,8 +113,8 @@ def _steps(
     world: World,
     reporters: Sequence[Reporter],
     first_step: int,
-) -> dict[str, Any]:
-    config, metrics = run.config, {}
+) -> None:
+    config = run.config
     batches = stage.loader(first_step, run.total_steps)
     with contextlib.ExitStack() as stack, contextlib.closing(batches), _stop_requests(world) as stop_requested:
         reporters = [stack.enter_context(reporter) for reporter in reporters]
@@ -119,13 +137,13 @@ def _steps(
                 save_checkpoint(run.checkpoints, done, stage.model, optimizer, keep=config.keep_checkpoints)
             if stopping and not is_last:
                 raise Interrupted(f"stopped after step {done} of {run.total_steps}; the checkpoint is saved")
-    return metrics
 
 
-def _finish(run: Run, stage: Stage, last: dict[str, Any]) -> None:
+def _finish(run: Run, stage: Stage) -> None:
     stage.save_model(run.model)
     weights = sha256_file(run.model / "model.safetensors")
-    run.finish({"steps": run.total_steps, "loss": last.get("loss"), "model_sha256": weights})
+    # The loss is read back: a run that was killed right here is resumed without a step to do.
+    run.finish({"steps": run.total_steps, "loss": run.logged()[-1]["loss"], "model_sha256": weights})
 
 
 def _refuse_non_finite(metrics: dict[str, Any], step: int, run: Run) -> None:
@@ -136,6 +154,19 @@ def _refuse_non_finite(metrics: dict[str, Any], step: int, run: Run) -> None:
                 where=run.folder,
                 remedy="lower optim.lr, set optim.clip_norm, or use precision fp32; the last checkpoint is from before",
             )
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    # A run must be resumable from any working directory.
+    changes = {"data": str(Path(config.data).absolute())}
+    if config.init is not None and Path(config.init).is_dir():
+        changes["init"] = str(Path(config.init).absolute())
+    return config.model_copy(update=changes)
+
+
+def _check_tensorboard(wanted: bool) -> None:
+    if wanted:
+        summary_writer()
 
 
 @contextlib.contextmanager

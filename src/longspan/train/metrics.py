@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.console import Console
 
 from longspan.errors import LongspanError
 from longspan.progress import Bar
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Reporter(Protocol):
@@ -66,16 +69,12 @@ class ProgressBar:
 
 
 class TensorBoard:
-    """Writes every numeric metric of logged steps as a TensorBoard scalar."""
+    """Writes every numeric metric of logged steps as a TensorBoard scalar.
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise LongspanError(
-                "TensorBoard is not installed", where="--tensorboard", remedy="pip install 'longspan[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder))
+    Steps after `first_step` that an interrupted part of the run has written already are struck out."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self._writer = summary_writer()(str(folder), purge_step=first_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -89,3 +88,18 @@ class TensorBoard:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self._writer.add_scalar(name, value, step)
+
+
+def summary_writer() -> type[SummaryWriter]:
+    """TensorBoard's writer.
+
+    Raises:
+        LongspanError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LongspanError(
+            "TensorBoard is not installed", where="--tensorboard", remedy="pip install 'longspan[tensorboard]'"
+        ) from None
+    return SummaryWriter

@@ -13,7 +13,10 @@ from longspan.objective.world import Alone, World
 
 
 class Processes:
-    """All processes of a torchrun job: gloo on CPUs, NCCL on GPUs."""
+    """All processes of a torchrun job: gloo on CPUs, NCCL on GPUs.
+
+    Collectives take lists of tensors: those that take one tensor have other names in torch 2.11 and 2.13.
+    """
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -22,15 +25,15 @@ class Processes:
     def gather(self, x: Tensor) -> Tensor:
         """See `World.gather`."""
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x.contiguous())
+        dist.all_gather(list(out.chunk(self.size)), x.contiguous())
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """See `World.reduce_scatter`."""
-        if dist.get_backend() == "gloo":  # has no reduce_scatter_tensor in every supported release
+        if dist.get_backend() == "gloo":  # has no reduce_scatter in every supported release
             return self.sum(x).chunk(self.size)[self.rank]
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
-        dist.reduce_scatter_tensor(out, x.contiguous())
+        dist.reduce_scatter(out, list(x.contiguous().chunk(self.size)))
         return out
 
     def sum(self, x: Tensor) -> Tensor:
@@ -64,8 +67,8 @@ def leave_world(world: World) -> None:
 
 
 def local_device(name: str | None = None) -> torch.device:
-    """The device of this process: the named one, else this rank's GPU, else the CPU."""
-    if name is not None:
+    """The device of this process: the named one, else this rank's GPU, else the CPU; "cuda" is this rank's GPU too."""
+    if name not in (None, "cuda"):
         return torch.device(name)
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,12 +1,15 @@
 """A run directory: everything needed to go on with a run, or to repeat it.
 
-run.json          configuration, data fingerprint, number of steps
-environment.jsonl one line per start: code, versions, machine
 tokenizer.json    the data's tokenizer
+checkpoints/      step-NNNNNNNN/, from step 0 on
+run.json          configuration, shape of the encoder, data fingerprint, number of steps; written last of the start
+environment.jsonl one line per start and resume: code, versions, machine
 metrics.jsonl     one line per logged step
-checkpoints/      step-NNNNNNNN/
 model/            the finished model, in the published layout
-finished.json     written last; from then on nothing in the directory changes
+finished.json     written last of all; from then on nothing in the directory changes
+
+A directory with a run.json can go on with nothing but itself and the prepared data: the model that it was initialised
+from is in its first checkpoint. A directory without one is what a killed start left, and can be started into again.
 """
 
 from __future__ import annotations
@@ -21,41 +24,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from longspan import __version__
+from longspan.config import Config
 from longspan.errors import LongspanError
-from longspan.files import read_json, sweep_unfinished, write_json, write_text
+from longspan.files import UNFINISHED, read_json, sweep_unfinished, write_json, write_text
+from longspan.model.config import EncoderConfig
 from longspan.train.config import TrainConfig
 
 RUN, FINISHED, ENVIRONMENT = "run.json", "finished.json", "environment.jsonl"
+TOKENIZER, CHECKPOINTS, FIRST_CHECKPOINT = "tokenizer.json", "checkpoints", "step-00000000"
+
+
+class RunSettings(Config):
+    """The content of run.json: all that a run is, beside the data."""
+
+    config: TrainConfig
+    encoder: EncoderConfig
+    """Shape of the encoder, whether the configuration gives it or the model that the run was initialised from."""
+    data_fingerprint: str
+    """Of the prepared data."""
+    total_steps: int = Field(gt=0)
+    """Optimiser steps of the whole run."""
 
 
 class Run:
     """An existing run directory.
 
     Attributes:
-        config: the resolved configuration.
-        data_fingerprint: of the prepared data the run was started on.
-        total_steps: optimiser steps of the whole run.
+        settings: what is in its run.json.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open a run directory.
 
         Raises:
-            LongspanError: `folder` is not one, or its configuration has keys this version does not know.
+            LongspanError: `folder` is not one, or its run.json has keys this version does not know.
         """
         self.folder = folder
         values = read_json(
             folder / RUN, remedy="name a run directory; start a new run with: longspan train RECIPE --out DIR"
         )
-        self.config = TrainConfig.parse(values["config"], where=folder / RUN)
-        self.data_fingerprint: str = values["data_fingerprint"]
-        self.total_steps: int = values["total_steps"]
+        self.settings = RunSettings.parse(values, where=folder / RUN)
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.settings.config
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.total_steps
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     @property
     def model(self) -> Path:
@@ -83,8 +106,8 @@ class Run:
         write_json(self.folder / FINISHED, summary)
 
 
-def create_run(folder: Path, config: TrainConfig, data_fingerprint: str, total_steps: int) -> Run:
-    """Make a new run directory.
+def refuse_occupied(folder: Path) -> None:
+    """Make sure that a new run can be started in `folder`.
 
     Raises:
         LongspanError: `folder` holds a run already, or something else.
@@ -99,15 +122,24 @@ def create_run(folder: Path, config: TrainConfig, data_fingerprint: str, total_s
             where=folder,
             remedy=f"go on with it: longspan train --resume {folder}; or choose another --out",
         )
-    if folder.is_dir() and any(not path.name.startswith(".unfinished-") for path in folder.iterdir()):
+    if folder.is_dir() and not all(_of_a_killed_start(path) for path in folder.iterdir()):
         raise LongspanError("the directory is not empty", where=folder, remedy="choose another --out")
+
+
+def _of_a_killed_start(path: Path) -> bool:
+    if path.name == CHECKPOINTS and path.is_dir():
+        return all(_unfinished(inner) or inner.name == FIRST_CHECKPOINT for inner in path.iterdir())
+    return _unfinished(path) or path.name == TOKENIZER
+
+
+def _unfinished(path: Path) -> bool:
+    return path.name.startswith(UNFINISHED)
+
+
+def create_run(folder: Path, settings: RunSettings) -> Run:
+    """Turn `folder`, which holds the tokenizer and the first checkpoint, into a run directory."""
     sweep_unfinished(folder)
-    values = {
-        "config": config.model_dump(mode="json"),
-        "data_fingerprint": data_fingerprint,
-        "total_steps": total_steps,
-    }
-    write_json(folder / RUN, values)
+    write_json(folder / RUN, settings.model_dump(mode="json"))
     return Run(folder)
 
 

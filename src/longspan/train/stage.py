@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,10 +21,10 @@ from longspan.data.packing import PackedRows
 from longspan.data.plan import Plan
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
-from longspan.model.config import EmbeddingConfig
+from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model, write_model
-from longspan.model.heads import MaskedLanguageModel
+from longspan.model.heads import MaskedLanguageModel, start_from_frequencies
 from longspan.model.hub import load_encoder, read_safetensors, write_safetensors
 from longspan.model.pooling import PooledEncoder
 from longspan.objective.contrastive import Contrastive, ContrastiveConfig
@@ -50,6 +51,7 @@ class Stage:
     """What the loop needs to run one stage of training."""
 
     model: nn.Module
+    encoder: EncoderConfig
     objective: Objective
     loader: Loader[Any]
     total_steps: int
@@ -58,20 +60,31 @@ class Stage:
     save_model: Callable[[Path], None]
 
 
-def build_stage(config: TrainConfig, world: World, device: torch.device) -> Stage:
+def build_stage(
+    config: TrainConfig, world: World, device: torch.device, *, shape: EncoderConfig | None = None
+) -> Stage:
     """Open the data, build the model, and join them.
+
+    Args:
+        shape: of the encoder of a run that has checkpoints; its first weights are then neither drawn nor read from
+            `config.init`, for they will come from a checkpoint.
 
     Raises:
         LongspanError: data or model are missing or do not fit each other.
     """
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     if isinstance(config.objective, MaskedConfig):
-        return _masked(config, config.objective, world, device, autocast)
-    return _contrastive(config, config.objective, world, device, autocast)
+        return _masked(config, config.objective, world, device, autocast, shape)
+    return _contrastive(config, config.objective, world, device, autocast, shape)
 
 
 def _masked(
-    config: TrainConfig, settings: MaskedConfig, world: World, device: torch.device, autocast: torch.dtype | None
+    config: TrainConfig,
+    settings: MaskedConfig,
+    world: World,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    shape: EncoderConfig | None,
 ) -> Stage:
     dataset = Dataset(Path(config.data), "text", only=config.sources)
     tokenizer = dataset.tokenizer
@@ -85,11 +98,12 @@ def _masked(
         seed=config.seed,
     )
     plan = text_plan(rows, config.batch_size, config.seed)
-    model = MaskedLanguageModel(_encoder(config, tokenizer))
-    initialize(model.head if config.init else model, config.seed)
-    head = find_model(config.init) / MLM_HEAD if config.init else None
-    if head is not None and head.is_file():
-        model.head.load_state_dict(read_safetensors(head))
+    model = MaskedLanguageModel(_encoder(config, tokenizer, shape))
+    if shape is None:
+        _first_masked_weights(model, config)
+        if settings.bias_from_counts and config.init is None:
+            size = model.head.bias.shape[0]
+            start_from_frequencies(model.head, np.sum([text.counts(size) for text in texts], axis=0))
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
@@ -98,6 +112,7 @@ def _masked(
 
     return Stage(
         model=model.to(device),
+        encoder=model.encoder.config,
         objective=MaskedLanguageModelling(settings, world=world, autocast=autocast),
         loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
         total_steps=_total_steps(config, plan),
@@ -108,7 +123,12 @@ def _masked(
 
 
 def _contrastive(
-    config: TrainConfig, settings: ContrastiveConfig, world: World, device: torch.device, autocast: torch.dtype | None
+    config: TrainConfig,
+    settings: ContrastiveConfig,
+    world: World,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    shape: EncoderConfig | None,
 ) -> Stage:
     dataset = Dataset(Path(config.data), "pairs", only=config.sources)
     tokenizer = dataset.tokenizer
@@ -117,11 +137,12 @@ def _contrastive(
         num_negatives=settings.num_negatives,
         max_query_tokens=settings.max_query_tokens,
         max_document_tokens=settings.max_document_tokens,
+        max_document_tokens_of=settings.max_document_tokens_of,
         seed=config.seed,
     )
     plan = pair_plan(dataset, config.batch_size, config.seed)
-    model = PooledEncoder(_encoder(config, tokenizer), settings.pooling)
-    if config.init is None:
+    model = PooledEncoder(_encoder(config, tokenizer, shape), settings.pooling)
+    if shape is None and config.init is None:
         initialize(model, config.seed)
 
     def save_model(folder: Path) -> None:
@@ -130,6 +151,7 @@ def _contrastive(
 
     return Stage(
         model=model.to(device),
+        encoder=model.encoder.config,
         objective=Contrastive(settings, world=world, autocast=autocast),
         loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
         total_steps=_total_steps(config, plan),
@@ -139,7 +161,9 @@ def _contrastive(
     )
 
 
-def _encoder(config: TrainConfig, tokenizer: Tokenizer) -> Encoder:
+def _encoder(config: TrainConfig, tokenizer: Tokenizer, shape: EncoderConfig | None) -> Encoder:
+    if shape is not None:
+        return Encoder(shape)
     if config.init is not None:
         folder = find_model(config.init)
         encoder = load_encoder(folder)
@@ -153,6 +177,13 @@ def _encoder(config: TrainConfig, tokenizer: Tokenizer) -> Encoder:
         return encoder
     assert config.encoder is not None
     return Encoder(config.encoder.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+
+
+def _first_masked_weights(model: MaskedLanguageModel, config: TrainConfig) -> None:
+    initialize(model.head if config.init else model, config.seed)
+    head = find_model(config.init) / MLM_HEAD if config.init else None
+    if head is not None and head.is_file():
+        model.head.load_state_dict(read_safetensors(head))
 
 
 def _embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:

@@ -1,0 +1,169 @@
+"""The objectives as the paper writes them: one graph, one sequence at a time, loops over pairs. Slow and independent.
+
+Nothing of longspan's objective package is used here.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.model.config import EncoderConfig
+from longspan.model.encoder import Encoder, initialize
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.pooling import PooledEncoder
+from longspan.text.packed import Packed
+
+ENCODER = EncoderConfig(
+    vocab_size=40,
+    vocab_multiple=8,
+    width=8,
+    num_layers=2,
+    num_heads=2,
+    inner_width=12,
+    trained_length=16,
+    max_length=64,
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def cosine(a_D: Tensor, b_D: Tensor) -> Tensor:
+    return (a_D * b_D).sum() / ((a_D * a_D).sum().sqrt() * (b_D * b_D).sum().sqrt())
+
+
+def info_nce_loss(
+    queries: Sequence[Tensor],
+    documents: Sequence[Tensor],
+    labels: Sequence[int],
+    temperature: float,
+    negatives: Sequence[Sequence[Tensor]] = (),
+) -> Tensor:
+    """The sum over queries of equation (2); with no negatives, of equation (1)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, query in enumerate(queries):
+        right = torch.exp(cosine(query, documents[labels[i]]) / temperature)
+        candidates = torch.zeros((), dtype=torch.float64)
+        for document in documents:
+            candidates = candidates + torch.exp(cosine(query, document) / temperature)
+        for negative in negatives[i] if negatives else ():
+            candidates = candidates + torch.exp(cosine(query, negative) / temperature)
+        total = total - torch.log(right / candidates)
+    return total
+
+
+def contrastive_loss(model: nn.Module, batch: PairBatch, temperature: float, negatives_for: str) -> Tensor:
+    """The mean loss of a whole global batch; every sequence goes through the model alone."""
+    queries, documents = _embed(model, batch.queries), _embed(model, batch.documents)
+    n, h = len(queries), batch.num_negatives
+    positives, mined = documents[:n], documents[n:]
+    own = [mined[i * h : (i + 1) * h] for i in range(n)]
+    negatives = own if negatives_for == "own" else [mined] * n
+    return info_nce_loss(queries, positives, range(n), temperature, negatives) / n
+
+
+def masked_loss(model: nn.Module, batch: MaskedBatch) -> Tensor:
+    """The mean over all masked tokens of a whole global batch, row by row."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row, (positions_M, labels_M) in zip(batch.rows, batch.targets, strict=True):
+        logits_MV = model(row, positions_M)
+        for logits_V, label in zip(logits_MV, labels_M.tolist(), strict=True):
+            total = total - (logits_V[label] - torch.log(torch.exp(logits_V).sum()))
+            count += 1
+    return total / count
+
+
+def _embed(model: nn.Module, packed: Packed) -> list[Tensor]:
+    return [model(packed.select([b]))[0] for b in range(packed.num_sequences)]
+
+
+# --- small models and batches ----------------------------------------------------------------------------------------
+
+
+def pooled_model(seed: int = 0) -> PooledEncoder:
+    """In float64, with weights far enough from zero that no gradient is tiny."""
+    return _drawn(PooledEncoder(Encoder(ENCODER), "mean"), seed)
+
+
+def masked_model(seed: int = 0) -> MaskedLanguageModel:
+    return _drawn(MaskedLanguageModel(Encoder(ENCODER)), seed)
+
+
+def pair_batch(num_pairs: int, num_negatives: int, seed: int = 0, *, longest: int = 11) -> PairBatch:
+    """Random ragged sequences."""
+    draw = np.random.default_rng(seed)
+    queries = _sequences(draw, num_pairs, longest // 2)
+    documents = _sequences(draw, num_pairs * (1 + num_negatives), longest)
+    return PairBatch(Packed.of(queries), Packed.of(documents), num_negatives, "random", num_cut=num_pairs)
+
+
+def masked_batch(num_rows: int, seed: int = 0, *, row_length: int = 10) -> MaskedBatch:
+    """Random rows; the number of masked tokens differs from row to row."""
+    draw = np.random.default_rng(seed)
+    rows, targets = [], []
+    for number in range(num_rows):
+        ids, cut = draw.integers(0, ENCODER.vocab_size, row_length), int(draw.integers(1, row_length - 1))
+        positions = np.sort(draw.permutation(row_length)[: 1 + (3 * number) % 7])
+        rows.append(Packed.of(np.split(ids, [cut]) if number % 2 else [ids]))
+        labels = draw.integers(0, ENCODER.vocab_size, len(positions))
+        targets.append((torch.from_numpy(positions), torch.from_numpy(labels)))
+    return MaskedBatch(rows, targets)
+
+
+def pair_share(batch: PairBatch, rank: int, size: int) -> PairBatch:
+    """What one of `size` processes gets of a global batch."""
+    n, h = batch.queries.num_sequences, batch.num_negatives
+    mine = range(rank * n // size, (rank + 1) * n // size)
+    documents = [*mine, *(n + i * h + k for i in mine for k in range(h))]
+    return PairBatch(
+        batch.queries.select(mine), batch.documents.select(documents), h, batch.source, batch.num_cut // size
+    )
+
+
+def masked_share(batch: MaskedBatch, rank: int, size: int) -> MaskedBatch:
+    """What one of `size` processes gets of a global batch."""
+    n = len(batch.rows)
+    mine = slice(rank * n // size, (rank + 1) * n // size)
+    return MaskedBatch(batch.rows[mine], batch.targets[mine])
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every `.grad`; a parameter without one fails."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        found[name] = parameter.grad.clone()
+    return found
+
+
+def plain_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """What autograd says of a loss on one graph; `.grad` is left alone."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest deviation of any parameter's gradient, relative to the largest entry of that gradient."""
+    assert found.keys() == expected.keys()
+    deviations = []
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, f"{name}: a gradient of zero shows nothing"
+        deviations.append(float((found[name] - gradient).abs().max() / gradient.abs().max()))
+    return max(deviations)
+
+
+def _drawn(model: Model, seed: int) -> Model:
+    initialize(model, seed)
+    model.double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def _sequences(draw: np.random.Generator, count: int, longest: int) -> list[np.ndarray]:
+    return [draw.integers(0, ENCODER.vocab_size, draw.integers(1, longest + 1)) for _ in range(count)]

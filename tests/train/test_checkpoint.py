@@ -1,0 +1,197 @@
+"""Checkpoints are whole or absent, and what is read back is what was written.
+
+(Killed writers: test_kill.py; what a run makes of a damaged checkpoint: test_loop.py.)
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from longspan.errors import LongspanError
+from longspan.train.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    tidy_checkpoints,
+)
+from longspan.train.optim import OptimConfig, build_optimizer
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def _model(seed: int, width: int = 6) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Embedding(5, width), nn.Linear(width, width), nn.LayerNorm(width))
+
+
+def _trained(seed: int, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = _model(seed)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+    for step in range(steps):
+        _step(model, optimizer, step)
+    return model, optimizer
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def _states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {f"weights/{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            found[f"{name}/{key}"] = value.clone()
+    return found
+
+
+def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of step 7."""
+    model, optimizer = _trained(0)
+    return save_checkpoint(tmp_path / "checkpoints", 7, model, optimizer, keep=2)
+
+
+def test_weights_and_optimiser_come_back(tmp_path: Path) -> None:
+    model, optimizer = _trained(0)
+    path = save_checkpoint(tmp_path, 7, model, optimizer, keep=2)
+    assert path == tmp_path / "step-00000007"
+    expected = _states(model, optimizer)
+    assert sum("exp_avg_sq" in name for name in expected) == len(list(model.parameters()))
+
+    other, its_optimizer = _trained(1, steps=1)
+    assert not _same(_states(other, its_optimizer), expected)
+    assert load_checkpoint(path, other, its_optimizer) == 7
+    assert _same(_states(other, its_optimizer), expected)
+    assert all(float(state["step"]) == 3 for state in its_optimizer.state.values())
+
+    _step(model, optimizer, 99)
+    _step(other, its_optimizer, 99)
+    assert _same(_states(other, its_optimizer), _states(model, optimizer)), "they go on the same way"
+
+
+def test_training_on_leaves_the_checkpoint_alone(saved: Path) -> None:
+    # What is read from a safetensors file is a view of it; the optimiser works in place.
+    before = {name: (saved / name).read_bytes() for name in FILES}
+    model, optimizer = _trained(1)
+    load_checkpoint(saved, model, optimizer)
+    _step(model, optimizer, 0)
+    assert {name: (saved / name).read_bytes() for name in FILES} == before
+
+
+def test_before_the_first_step(tmp_path: Path) -> None:
+    model, optimizer = _trained(0, steps=0)
+    path = save_checkpoint(tmp_path, 0, model, optimizer, keep=2)
+    other, its_optimizer = _trained(1, steps=2)
+    assert load_checkpoint(path, other, its_optimizer) == 0
+    assert _same(_states(other, its_optimizer), _states(model, optimizer))
+    _step(other, its_optimizer, 0)
+    assert all(float(state["step"]) == 1 for state in its_optimizer.state.values())
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    model, optimizer = _trained(0)
+    for step in (2, 10, 9, 100):
+        save_checkpoint(tmp_path, step, model, optimizer, keep=3)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000009", "step-00000010", "step-00000100"]
+    assert newest_checkpoint(tmp_path).name == "step-00000100"
+    tidy_checkpoints(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000100"]
+
+
+def test_only_whole_checkpoints_are_listed(saved: Path) -> None:
+    folder = saved.parent
+    for name in (".unfinished-1-step-00000009", "step-9", "step-00000008.bak", ".unfinished-2-old-step-00000005"):
+        shutil.copytree(saved, folder / name)
+    assert checkpoints(folder) == [saved]
+    tidy_checkpoints(folder, keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000007", "step-00000008.bak", "step-9"]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path / "none") == []
+    with pytest.raises(LongspanError, match="no checkpoint left"):
+        newest_checkpoint(tmp_path)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def _refused(path: Path, reason: str) -> LongspanError:
+    model, optimizer = _trained(1)
+    before = _states(model, optimizer)
+    with pytest.raises(LongspanError, match=reason) as refused:
+        load_checkpoint(path, model, optimizer)
+    assert _same(_states(model, optimizer), before), "a refused checkpoint changes nothing"
+    assert str(path) in refused.value.where
+    return refused.value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    _refused(saved, f"torn: {name} is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_truncated_anywhere(saved: Path, name: str) -> None:
+    whole = (saved / name).read_bytes()
+    # The last byte of state.json is the end of its line, which says nothing.
+    for size in (0, 1, len(whole) // 2, len(whole) - 2):
+        (saved / name).write_bytes(whole[:size])
+        _refused(saved, r"torn|not valid JSON")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere(saved: Path, name: str) -> None:
+    whole = (saved / name).read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (saved / name).write_bytes(damaged)
+        if name == "state.json" and _means_the_same(damaged, whole):
+            continue
+        _refused(saved, r"torn|not valid JSON")
+
+
+def _means_the_same(damaged: bytearray, whole: bytes) -> bool:
+    try:
+        return json.loads(damaged) == json.loads(whole)
+    except ValueError:
+        return False
+
+
+def test_the_step_is_that_of_the_folder(saved: Path) -> None:
+    later = saved.rename(saved.with_name("step-00000008"))
+    _refused(later, "torn or was changed")
+
+
+def test_the_remedy_names_the_checkpoint_before(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    assert "start a new run" in _refused(saved, "missing").remedy
+    for step in (3, 5, 9):
+        shutil.copytree(saved, saved.with_name(f"step-{step:08d}"))
+    assert "delete this folder" in _refused(saved, "missing").remedy
+    assert "step-00000005" in _refused(saved, "missing").remedy
+
+
+def test_another_shape(saved: Path) -> None:
+    for other, reason in (
+        (_model(1, width=8), r"shape \(5, 6\), the model's is \(5, 8\)"),
+        (_model(1)[:2], "only in the checkpoint"),
+        (nn.Sequential(*_model(1), nn.Linear(6, 1)), "only in the model"),
+    ):
+        optimizer = build_optimizer(other, OptimConfig(lr=0.1))
+        with pytest.raises(LongspanError, match=reason):
+            load_checkpoint(saved, other, optimizer)
