@@ -338,7 +338,7 @@ MISTAKES = [
     ("prepare pairs.jsonl --name a/b " + PREPARE, "a source's name becomes a folder's"),
     ("prepare empty.jsonl " + PREPARE, "source 'empty' has no rows to learn words from"),
     ("prepare empty.jsonl --tokenizer data --out data", "source 'empty' has no rows"),
-    ("prepare pairs.jsonl empty-rows.jsonl --name x --on-error skip --document id " + PREPARE, "source 'x' has no rows"),
+    ("prepare pairs.jsonl empty-rows.jsonl --name x --on-error skip --document id " + PREPARE, "'x' has no rows"),
     ("prepare pairs.jsonl --out new", "there is no tokenizer yet"),
     ("prepare pairs.jsonl --tokenizer pairs.jsonl --out new", "this is not a tokenizer"),
     ("prepare pairs.jsonl --tokenizer gone --out new", "no tokenizer 'gone'"),

@@ -122,7 +122,7 @@ def _paragraphs(file: str, text: str, max_words: int) -> list[Passage]:
                 kept = []
             if not kept:
                 first_line = line + paragraph[: -len(paragraph.lstrip())].count("\n")
-            kept.append(paragraph.strip("\r\n"))
+            kept.append(re.sub(r"\A\s*\n", "", paragraph).rstrip())
         line += paragraph.count("\n")
     if kept:
         passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept)))

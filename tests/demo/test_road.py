@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 TINY = Path(__file__).with_name("tiny.py")
-KILLS = 6
+KILLS = 4
 
 
 def walk(out: Path) -> subprocess.Popen[str]:
@@ -49,6 +49,10 @@ def hashes(out: Path) -> dict[str, Any]:
     }
 
 
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
     out = tmp_path_factory.mktemp("demo") / "undisturbed"
@@ -65,10 +69,10 @@ def test_every_stage_leaves_its_work(undisturbed: tuple[Path, str, float]) -> No
     results = json.loads((out / "results.json").read_text())["results"]
     assert results["collect"]["pairs"] == dict(SCALE.max_pairs)
     assert all(0 < source["kept"] <= source["pairs"] for source in results["filter"].values())
-    sources = {json.loads(line)["source"] for line in (out / "runs/contrastive/metrics.jsonl").open()}
+    sources = {row["source"] for row in rows_of(out / "runs/contrastive/metrics.jsonl")}
     assert sources == set(SCALE.max_pairs), "every source is drawn, one per batch"
-    rows = [json.loads(line) for line in (out / "mine/docstring/mined.jsonl").open()]
-    assert all(row["document"] not in row["negatives"] and len(row["negatives"]) >= 7 for row in rows)
+    mined = rows_of(out / "mine/docstring/mined.jsonl")
+    assert all(row["document"] not in row["negatives"] and len(row["negatives"]) >= 7 for row in mined)
     assert set(results["evaluate"]["models"]) == {
         "random weights",
         "after MLM",

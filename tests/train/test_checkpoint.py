@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.errors import LongspanError
+from longspan.train import checkpoint
 from longspan.train.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -117,6 +118,15 @@ def test_only_whole_checkpoints_are_listed(saved: Path) -> None:
     assert checkpoints(folder) == [saved]
     tidy_checkpoints(folder, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000007", "step-00000008.bak", "step-9"]
+
+
+def test_deleting_begins_with_taking_the_name_away(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if a kill had come while the old folder was being deleted: what is left of it must not pass for a checkpoint.
+    newer = shutil.copytree(saved, saved.with_name("step-00000009"))
+    monkeypatch.setattr(checkpoint, "sweep_unfinished", lambda folder: None)
+    tidy_checkpoints(saved.parent, keep=1)
+    assert checkpoints(saved.parent) == [newer]
+    assert len(list(saved.parent.iterdir())) == 2
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from longspan.data.readers import OnError, Row, find_files, read_rows, stop_on_error
 from longspan.data.shards import (
@@ -24,6 +25,7 @@ from longspan.data.shards import (
     TEXT_SCHEMA,
     InputFile,
     Manifest,
+    Shard,
     id_lists,
     nested_id_lists,
     read_manifest,
@@ -130,15 +132,7 @@ def _prepare_source(
     tally = _Tally(on_error)
     texts = (row for file in files for row in read_texts(source, file, tally.of(file)))
     encoded = _encoded(texts, source, tokenizer, tally, progress)
-    schema = PAIR_SCHEMA if isinstance(source, PairSource) else TEXT_SCHEMA
-    shards = []
-    num_tokens = dict.fromkeys(schema.names, 0)
-    for rows in _shards(encoded):
-        columns = {name: [row[name] for row in rows] for name in schema.names}
-        arrays = [_array(name, lists) for name, lists in columns.items()]
-        shards.append(write_shard(folder / f"shard-{len(shards):05d}.arrow", arrays, schema))
-        for name, lists in columns.items():
-            num_tokens[name] += sum(len(ids) for row in lists for ids in row)
+    shards, num_tokens = _write(encoded, folder, PAIR_SCHEMA if isinstance(source, PairSource) else TEXT_SCHEMA)
     if not shards:
         raise LongspanError(
             f"source {source.name!r} has no rows", where=", ".join(files), remedy="check its files and columns"
@@ -226,6 +220,19 @@ def _encoded(
             progress(len(batch))
 
 
+def _write(rows: Iterator[_Encoded], folder: Path, schema: pa.Schema) -> tuple[list[Shard], dict[str, int]]:
+    """Write the shards; also counts the tokens of every column."""
+    shards: list[Shard] = []
+    num_tokens = dict.fromkeys(schema.names, 0)
+    for part in _shards(rows):
+        columns = {name: [row[name] for row in part] for name in schema.names}
+        arrays = [_array(name, lists) for name, lists in columns.items()]
+        shards.append(write_shard(folder / f"shard-{len(shards):05d}.arrow", arrays, schema))
+        for name, lists in columns.items():
+            num_tokens[name] += sum(len(ids) for row in lists for ids in row)
+    return shards, num_tokens
+
+
 def _shards(rows: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
     shard: list[_Encoded] = []
     num_tokens = 0
@@ -239,7 +246,7 @@ def _shards(rows: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
         yield shard
 
 
-def _array(column: str, rows: list[list[np.ndarray]]) -> Any:
+def _array(column: str, rows: list[list[np.ndarray]]) -> pa.Array:
     return nested_id_lists(rows) if column == "negatives" else id_lists([ids for [ids] in rows])
 
 

@@ -189,9 +189,9 @@ def _count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def _learn_wordpiece(words: Counter[str], vocab_size: int) -> dict[str, int]:
-    # Given only texts, the library numbers the letters inside words in the order of a randomly seeded hash table, breaks
-    # ties between merges by these numbers, and cuts the alphabet among equally rare letters at random. So the alphabet
-    # is cut here, and the letters are handed over as special tokens, which keep their order.
+    # Given only texts, the library numbers the letters inside words in the order of a randomly seeded hash table,
+    # breaks ties between merges by these numbers, and cuts the alphabet among equally rare letters at random. So the
+    # alphabet is cut here, and the letters are handed over as special tokens, which keep their order.
     letters: Counter[str] = Counter()
     for word, count in words.items():
         for letter in word:
