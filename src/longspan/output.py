@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from longspan.data.readers import find_files, read_rows
+from longspan.data.readers import find_files, is_running_text, read_rows
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
-
-_ONE_TEXT_A_LINE = re.compile(r"\.(txt|md|rst)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
 def check_output(path: Path) -> None:
@@ -45,7 +43,7 @@ def read_texts(files: Sequence[str], column: str) -> list[str]:
     texts = []
     for file in find_files(tuple(files)):
         for number, row in read_rows(file):
-            if _ONE_TEXT_A_LINE.search(file):
+            if is_running_text(file):
                 texts += _lines(file, row["text"])
                 continue
             if not isinstance(row.get(column), str):

@@ -15,7 +15,7 @@ import numpy as np
 
 from longspan.curate.neighbours import top_k
 from longspan.curate.vectors import VectorStore
-from longspan.data.readers import find_files, read_rows
+from longspan.data.readers import find_files, is_running_text, read_rows
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 
@@ -24,8 +24,6 @@ TEXT_COLUMNS = ("text", "document", "body", "content")
 """Columns looked for in files of rows."""
 ID_COLUMNS = ("_id", "id")
 """Columns by which a row is named beside its place."""
-
-_RUNNING_TEXT = re.compile(r"\.(txt|md|rst)(\.(gz|bz2|xz))?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def read_passages(files: Sequence[str], *, max_words: int = 400) -> list[Passage
     """
     passages = []
     for file in find_files(tuple(files)):
-        running = _RUNNING_TEXT.search(file) is not None
+        running = is_running_text(file)
         for number, row in read_rows(file):
             if running:
                 passages += _paragraphs(file, row["text"], max_words)

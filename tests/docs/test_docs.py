@@ -1,5 +1,6 @@
 """What the documentation says is run: every command, every tree, every link, every figure's record."""
 
+import json
 import os
 import re
 import shlex
@@ -75,3 +76,29 @@ def test_links_lead_somewhere(page: Path) -> None:
     """Links to files of the repository."""
     for target in _LINK.findall(page.read_text("utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_table_is_the_record() -> None:
+    """The demo's table in the README is what its record says, to the digit."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    found = re.search(r"<!-- demo table: (\S+) -->\n\n(.*?)\n\n", text, re.S)
+    assert found is not None
+    record = json.loads((ROOT / found[1]).read_text("utf-8"))
+    models = record["result"]["results"]["evaluate"]["models"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[2].splitlines()[2:]]
+    assert rows == [
+        [
+            name,
+            f"{row['ndcg@10']:.3f}",
+            f"{row['interval'][0]:.3f} - {row['interval'][1]:.3f}",
+            f"{row['recall@10']:.3f}",
+        ]
+        for name, row in models.items()
+    ]
+
+
+def test_records_are_named_where_figures_stand() -> None:
+    """Every record that a page names is there."""
+    for page in PAGES:
+        for name in re.findall(r"results/(\d{4}-\d\d-\d\d-[\w-]+\.json)", page.read_text("utf-8")):
+            assert (ROOT / "benchmarks" / "results" / name).is_file(), f"{page.name} names {name}"

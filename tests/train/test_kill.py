@@ -47,11 +47,11 @@ def test_killed_at_random_moments(config: TrainConfig, launch: Launch, tmp_path:
     assert folders.differing(folder, undisturbed) == [], f"seed {seed}"
 
 
-@pytest.mark.parametrize(("keep", "moment"), [(1, 2), (2, 6)])
+@pytest.mark.parametrize(("keep", "moment"), [(1, 1), (2, 3)])
 def test_killed_before_a_change_of_the_directory(
     text_data: Path, keep: int, moment: int, launch: Launch, tmp_path: Path
 ) -> None:
-    """Killed before every eighth file operation of a short run: in the start, in a checkpoint, in the end."""
+    """Killed before every fourth file operation of a short run: in the start, in a checkpoint, in the end."""
     config = tiny.masked_config(text_data, max_steps=2, checkpoint_every=1, keep_checkpoints=keep)
     undisturbed = tmp_path / "undisturbed"
     _go_on(launch, config, undisturbed)
@@ -66,7 +66,7 @@ def test_killed_before_a_change_of_the_directory(
             kills_before_and_after_run_json[(folder / RUN).is_file()] += 1
             _go_on(launch, config, folder)
         assert folders.differing(folder, undisturbed) == [], f"killed before change {moment}"
-        moment += 8
+        moment += 4
     assert min(kills_before_and_after_run_json) >= 2
 
 

@@ -178,15 +178,18 @@ def test_signals_are_left_alone_outside_the_main_thread(
     assert Run(tmp_path / "run").finished
 
 
-def test_stopped_between_the_last_step_and_the_end(mlm: TrainConfig, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    for lost in (["finished.json"], ["finished.json", "model"]):
-        folder = tmp_path / f"lost-{len(lost)}"
-        shutil.copytree(undisturbed(mlm), folder)
-        (folder / "finished.json").unlink()
-        if "model" in lost:
-            shutil.rmtree(folder / "model")
-        resume(folder)
-        assert folders.differing(folder, undisturbed(mlm)) == []
+@pytest.mark.parametrize("moment", ["before finished.json", "before the model", "before old checkpoints were deleted"])
+def test_stopped_between_the_last_step_and_the_end(
+    mlm: TrainConfig, undisturbed: Undisturbed, moment: str, tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(undisturbed(mlm), tmp_path / "run"))
+    (run.folder / "finished.json").unlink()
+    if moment != "before finished.json":
+        shutil.rmtree(run.model)
+    if moment == "before old checkpoints were deleted":
+        shutil.copytree(run.checkpoints / "step-00000004", run.checkpoints / "step-00000002")
+    resume(run.folder)
+    assert folders.differing(run.folder, undisturbed(mlm)) == []
 
 
 def test_leftovers_of_killed_writers_are_ignored_and_swept(

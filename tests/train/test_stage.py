@@ -112,6 +112,13 @@ def test_another_tokenizer_is_refused(pair_data: Path, teacher: Path, tmp_path: 
     assert "longspan prepare" in refused.value.remedy
 
 
+@pytest.mark.parametrize("other", [{"bias": True}, {"activation": "gelu"}, {"positions": "learned", "max_length": 32}])
+def test_what_could_not_be_saved_is_not_trained(text_data: Path, other: dict[str, Any]) -> None:
+    shape = tiny.ENCODER.replace(other, where="test")
+    with pytest.raises(LongspanError, match="nomic family"):
+        _build(tiny.masked_config(text_data).model_copy(update={"encoder": shape}))
+
+
 def test_data_of_the_wrong_kind_is_refused(text_data: Path, pair_data: Path) -> None:
     with pytest.raises(LongspanError, match="no prepared sources of text"):
         _build(tiny.masked_config(pair_data))

@@ -24,6 +24,11 @@ COMPRESSIONS = (".gz", ".bz2", ".xz")
 PARQUET_BATCH = 1024
 
 
+def is_running_text(file: str) -> bool:
+    """Whether a file holds one text rather than rows (told by its name)."""
+    return _READERS.get(_kind(file)) is _text
+
+
 def stop_on_error(error: LongspanError) -> None:
     """Refuse the whole file at its first broken row."""
     raise error
@@ -58,10 +63,7 @@ def read_rows(file: str, on_error: OnError = stop_on_error) -> Iterator[tuple[in
     Raises:
         LongspanError: an unknown kind, a file that is missing or torn, or whatever `on_error` raises for a broken row.
     """
-    bare = PurePosixPath(file)
-    if bare.suffix.lower() in COMPRESSIONS:
-        bare = bare.with_suffix("")
-    kind = bare.suffix.lower()
+    kind = _kind(file)
     if kind not in _READERS:
         raise LongspanError(
             f"files of kind {kind} are not read" if kind else "the file's name has no ending that tells its kind",
@@ -188,6 +190,13 @@ def _text(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
             on_error(_broken(file, 1, f"not UTF-8 text: {error}"))
             return
     yield 1, {"text": text}
+
+
+def _kind(file: str) -> str:
+    bare = PurePosixPath(file)
+    if bare.suffix.lower() in COMPRESSIONS:
+        bare = bare.with_suffix("")
+    return bare.suffix.lower()
 
 
 _READERS: dict[str, Callable[[str, OnError], Iterator[tuple[int, Row]]]] = {

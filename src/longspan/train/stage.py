@@ -167,6 +167,7 @@ def _encoder(config: TrainConfig, tokenizer: Tokenizer, shape: EncoderConfig | N
     if config.init is not None:
         folder = find_model(config.init)
         encoder = load_encoder(folder)
+        _refuse_unsaveable(encoder.config, config.init)
         theirs = Tokenizer.load(folder)
         if theirs.fingerprint != tokenizer.fingerprint:
             raise LongspanError(
@@ -176,7 +177,18 @@ def _encoder(config: TrainConfig, tokenizer: Tokenizer, shape: EncoderConfig | N
             )
         return encoder
     assert config.encoder is not None
+    _refuse_unsaveable(config.encoder, config.recipe)
     return Encoder(config.encoder.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+
+
+def _refuse_unsaveable(shape: EncoderConfig, where: str) -> None:
+    # `save_encoder` would refuse it too, but only at the end of the run.
+    if shape.positions != "rotary" or shape.activation != "swiglu" or shape.bias:
+        raise LongspanError(
+            "only encoders of the nomic family are trained (rotary, SwiGLU, no biases): no other could be saved",
+            where=where,
+            remedy="start from a nomic-bert model, or from random weights with the settings of the recipe mlm",
+        )
 
 
 def _first_masked_weights(model: MaskedLanguageModel, config: TrainConfig) -> None:
