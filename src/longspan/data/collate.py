@@ -193,7 +193,7 @@ class MaskedCollator:
 
     def _mask(self, ids: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         candidates = np.flatnonzero(~self._tokenizer.is_special(ids))
-        count = max(1, round(self._mask_rate * len(candidates)))
+        count = min(len(candidates), max(1, round(self._mask_rate * len(candidates))))
         positions = np.sort(generator.permutation(candidates)[:count])
         fate = generator.random(count)
         masked = ids.copy()

@@ -82,11 +82,11 @@ class Scale:
     sizes: Sizes = STANDARD
     vocab_size: int = 8192
     teacher: Callable[[], Embedder] = load_teacher
-    teacher_tokens: int = 48
+    teacher_tokens: int = 40
     sample_size: int = 1000
     guard: float = 0.95
     training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    num_long_searched: int = 24
+    num_long_searched: int = 16
 
 
 class Road:

@@ -32,7 +32,7 @@ def demo_mlm(data: str, init: str | None = None) -> TrainConfig:
         encoder=None if init else ENCODER,
         objective=MaskedConfig(mask_rate=0.30, row_length=512, bias_from_counts=True, micro_batch_tokens=CHUNK_TOKENS),
         batch_size=4,
-        max_steps=240,
+        max_steps=180,
         optim=OptimConfig(lr=3e-4, beta1=0.9, beta2=0.98, weight_decay=1e-5, clip_norm=1.0),
         schedule=ScheduleConfig(kind="linear", warmup_fraction=0.06),
         log_every=1,
