@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -261,12 +262,12 @@ class Road:
     def _train(self, name: str, config: TrainConfig) -> dict[str, Any]:
         folder = self.runs / name
         run = resume(folder) if (folder / RUN).is_file() else start(config, folder)
-        first, last = run.logged()[0], run.logged()[-1]
-        self._say(f"{run.total_steps} steps, loss {first['loss']:.2f} -> {last['loss']:.2f}")
+        first, last = _first_and_last_loss(run.logged())
+        self._say(f"{run.total_steps} steps, loss {first:.2f} -> {last:.2f}")
         return {
             "steps": run.total_steps,
-            "first_loss": first["loss"],
-            "last_loss": last["loss"],
+            "first_loss": first,
+            "last_loss": last,
             "model_sha256": sha256_file(run.model / "model.safetensors"),
         }
 
@@ -286,6 +287,12 @@ class Road:
 
     def _say(self, text: str) -> None:
         self.console.print(f"    {text}", highlight=False, soft_wrap=True)
+
+
+def _first_and_last_loss(logged: list[dict[str, Any]]) -> tuple[float, float]:
+    # Means over a tenth of the run: batches of different sources differ more than the start and the end do.
+    part = max(1, len(logged) // 10)
+    return fmean(row["loss"] for row in logged[:part]), fmean(row["loss"] for row in logged[-part:])
 
 
 def _is_for_finetuning(row: dict[str, Any]) -> bool:
