@@ -181,9 +181,10 @@ def test_a_second_call_does_no_work(tmp_path, pairs, small_tokenizer, small_shar
 
 
 def test_the_place_of_the_raw_files_does_not_matter(tmp_path, pairs, small_tokenizer):
-    prepare([pairs], tmp_path / "out", small_tokenizer)
+    first = prepare([pairs], tmp_path / "out", small_tokenizer)
     (tmp_path / "raw").rename(tmp_path / "moved")
-    prepare([pairs.model_copy(update={"files": (f"{tmp_path}/moved/*.jsonl",)})], tmp_path / "out", small_tokenizer)
+    moved = pairs.model_copy(update={"files": (f"{tmp_path}/moved/*.jsonl",)})
+    assert prepare([moved], tmp_path / "out", small_tokenizer) == first
 
 
 def test_what_was_cut_into_other_shards_stays_prepared(tmp_path, pairs, small_tokenizer, monkeypatch):
