@@ -552,7 +552,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     program = (
         "import sys; from longspan import cli\n"
         "def wordy(parsed):\n    for _ in range(100_000): print('a line of text')\n"
-        "cli._recipe = wordy\n"
+        "cli.recipe._recipe = wordy\n"
         "sys.exit(cli.main(['recipe']))"
     )
     process = piped(program)
@@ -569,7 +569,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_little_output_into_a_closed_pipe_is_no_error_either():
     program = (
         "import sys; from longspan import cli\n"
-        "cli._recipe = lambda parsed: (sys.stdin.readline(), print('short'), None)[-1]\n"
+        "cli.recipe._recipe = lambda parsed: (sys.stdin.readline(), print('short'), None)[-1]\n"
         "sys.exit(cli.main(['recipe']))"
     )
     process = piped(program)

@@ -1,0 +1,52 @@
+"""What the commands share: how a command is declared, and errors of the command line itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from longspan.errors import LongspanError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from longspan.embedder import Embedder
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+def declare(
+    commands: Any, name: str, handler: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=handler)
+    return parser
+
+
+def at_least_1(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def load_embedder(model: str) -> Embedder:
+    from longspan.embedder import Embedder
+
+    return Embedder.load(model)
+
+
+def usage_error(what: str, command: str) -> LongspanError:
+    return LongspanError(what, where="the command line", remedy=f"see longspan {command} --help")
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console()
