@@ -188,7 +188,8 @@ def test_the_card_says_how_to_use_it(folder, small_embedder):
         assert f"- `{task}`: `{prefix}`" in card
         assert f"""model.encode(["how do I read a file?"], prompt_name='{task}')""" in card
         assert f"""embedder.embed(["how do I read a file?"], task='{task}')""" in card
-    assert f"{sum(p.numel() for p in small_embedder.model.parameters()):,} parameters, 64 dimensions" in card
+    num_parameters = sum(w.numel() for w in small_embedder.model.encoder.state_dict().values())
+    assert f"{num_parameters:,} parameters, 64 dimensions" in card
     assert "up to 128 tokens\n(32 in training, dynamic NTK beyond), mean pooling" in card
     assert card.endswith("By a test.\n")
 
@@ -200,6 +201,23 @@ def test_the_card_of_a_model_without_tasks(small_encoder, small_tokenizer, tmp_p
     assert "Texts need no prefix." in card
     assert 'model.encode(["how do I read a file?"])' in card
     assert "prompt_name" not in card
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("bert", {"positions": "learned", "activation": "gelu", "bias": True, "trained_length": 128}),
+        ("modernbert", {"prenorm": True, "activation": "geglu", "num_token_types": 0}),
+    ],
+)
+def test_other_families_are_published_too(small_encoder, small_tokenizer, tmp_path, model_type, settings):
+    encoder = small_encoder(**settings)
+    embedder = Embedder(encoder, small_tokenizer, EmbeddingConfig(max_length=128), device="cpu")
+    publish(embedder, tmp_path / "model")
+    assert compare_with_sentence_transformers(embedder, tmp_path / "model") <= TOLERANCE
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert f"longspan, {model_type}]" in card
+    assert ("dynamic NTK beyond" in card) is (model_type == "modernbert")
 
 
 def test_publishing_over_a_model_replaces_it_and_over_anything_else_is_refused(small_embedder, tmp_path):
@@ -215,6 +233,6 @@ def test_publishing_over_a_model_replaces_it_and_over_anything_else_is_refused(s
 def test_a_model_that_others_do_not_know_is_not_published(small_encoder, small_tokenizer, tmp_path):
     encoder = small_encoder(bias=True)
     embedder = Embedder(encoder, small_tokenizer, EmbeddingConfig(max_length=128), device="cpu")
-    with pytest.raises(LongspanError, match="only encoders of the nomic family"):
+    with pytest.raises(LongspanError, match="no published model type computes this encoder"):
         publish(embedder, tmp_path / "model")
     assert not list(tmp_path.iterdir())

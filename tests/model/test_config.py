@@ -24,10 +24,16 @@ def test_padded_vocab_size(vocab_size, multiple, padded):
         ({"width": 100}, "100 does not divide into 12 heads"),
         ({"width": 36}, "heads of even size"),  # 12 heads of 3
         ({"width": 24}, "larger than 2"),  # equation (5) divides by the head size less 2
+        ({"width": 24, "max_length": 2048, "rope_scaling": "ntk"}, "larger than 2"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+        ({"rope_scaling": "linear", "rope_factor": 0.5}, "rope_factor"),
+        ({"rope_factor": 2.0}, "rope_factor means nothing where rope_scaling is dynamic"),
         ({"positions": "learned"}, "learned positions end at trained_length"),
         ({"max_length": 1024}, "max_length 1024 is below trained_length 2048"),
         ({"ntk_alpha": 0.5}, "ntk_alpha"),
         ({"num_layers": 0}, "num_layers"),
+        ({"activation": "glu"}, "activation"),
+        ({"num_token_types": -1}, "num_token_types"),
         ({"dropout": 0.1}, "dropout"),
     ],
 )
@@ -38,6 +44,12 @@ def test_refuses(changes, message):
 
 def test_heads_of_2_are_fine_where_nothing_is_stretched():
     assert EncoderConfig(width=24, max_length=2048).head_size == 2
+    assert EncoderConfig(width=24, rope_scaling="linear").head_size == 2
+
+
+def test_stretch_is_how_much_further_than_trained_unless_said():
+    assert EncoderConfig(rope_scaling="ntk").stretch == 4
+    assert EncoderConfig(rope_scaling="ntk", rope_factor=2.5).stretch == 2.5
 
 
 def test_within_an_encoder():

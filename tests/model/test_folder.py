@@ -3,15 +3,23 @@
 import json
 import socket
 import time
+from fnmatch import fnmatch
 
+import numpy as np
 import pytest
+import torch
 
+from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.files import write_json, write_text
 from longspan.model.config import EmbeddingConfig
+from longspan.model.encoder import Encoder
 from longspan.model.folder import check_replaceable, find_model, read_model, write_model
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.hub import write_safetensors
 from longspan.text.tasks import PREFIXES
 from longspan.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.model.published import FAMILIES, lively, small
 
 
 @pytest.fixture
@@ -92,12 +100,51 @@ def test_the_written_limit_is_never_more_than_the_encoder_reads(tmp_path, small_
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_round_trip(tmp_path, small_encoder, small_tokenizer, pooling, normalize):
-    config = EmbeddingConfig(pooling=pooling, normalize=normalize, max_length=77, prefixes={"find": "find: "})
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_round_trip(tmp_path, small_encoder, small_tokenizer, pooling, normalize, layer_norm):
+    config = EmbeddingConfig(
+        pooling=pooling, normalize=normalize, layer_norm=layer_norm, max_length=77, prefixes={"find": "find: "}
+    )
     write_model(tmp_path, small_encoder(), small_tokenizer, config)
     _, tokenizer, read = read_model(tmp_path)
     assert read == config
     assert tokenizer.fingerprint == small_tokenizer.fingerprint
+
+
+def test_layer_norm_is_sentence_transformers_own_module(tmp_path, small_encoder, small_tokenizer):
+    """Stock classes compute what nomic-embed v1.5 does after pooling; the layer norm's weights are ones and zeros."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    config = EmbeddingConfig(layer_norm=True, max_length=32)
+    write_model(tmp_path, small_encoder(), small_tokenizer, config)
+    check_replaceable(tmp_path)
+    names = [module["type"].rpartition(".")[2] for module in content(tmp_path / "modules.json")]
+    assert names == ["Transformer", "Pooling", "LayerNorm", "Normalize"]
+    texts = ["the quick brown fox", "fox", "naïve café 東京"]
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+    ours = Embedder.load(tmp_path, device="cpu")
+    assert ours.config == config
+    vectors_ND = ours.embed(texts)
+    # Measured: 1e-7.
+    np.testing.assert_allclose(vectors_ND, np.asarray(theirs.encode(texts)), rtol=0, atol=2e-6)
+    plain = Embedder(small_encoder(), small_tokenizer, EmbeddingConfig(max_length=32), device="cpu")
+    assert np.abs(vectors_ND - plain.embed(texts)).max() > 0.01, "without it the vectors are others"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("with_head", [False, True])
+def test_every_family_gives_sentence_transformers_vectors(tmp_path, small_tokenizer, family, with_head):
+    """From the folder as it is, also where the head of masked language modelling lies in it."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    encoder = lively(Encoder(small(family, vocab_size=small_tokenizer.vocab_size, vocab_multiple=64)))
+    model = MaskedLanguageModel(encoder) if with_head else encoder
+    write_model(tmp_path, model, small_tokenizer, EmbeddingConfig(max_length=40))
+    check_replaceable(tmp_path)
+    texts = ["the quick brown fox", "fox", "naïve café 東京"]
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+    # Measured: 2e-7.
+    np.testing.assert_allclose(
+        Embedder.load(tmp_path, device="cpu").embed(texts), np.asarray(theirs.encode(texts)), rtol=0, atol=2e-6
+    )
 
 
 # --- what is read of others' folders ---------------------------------------------------------------------------------
@@ -158,12 +205,30 @@ def test_new_module_names_are_read(folder):
         (("Transformer", "Pooling", "Dense"), "module 'Dense' is not supported"),
         (("Transformer", "CNN", "Pooling"), "module 'CNN'"),
         (("Transformer",), "no Pooling module"),
+        (("Transformer", "Normalize", "Pooling"), "Transformer, Normalize, Pooling are not supported in this order"),
+        (("Pooling", "Transformer"), "Pooling, Transformer are not supported in this order"),
     ],
 )
 def test_other_modules_are_refused(folder, kinds, message):
     write_json(folder / "modules.json", modules(*(f"sentence_transformers.models.{kind}" for kind in kinds)))
     with pytest.raises(LongspanError, match=message):
         read_model(folder)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"norm.weight": torch.full((64,), 2.0), "norm.bias": torch.zeros(64)},
+        {"norm.weight": torch.ones(64), "norm.bias": torch.full((64,), 0.1)},
+        {"norm.weight": torch.ones(64)},
+    ],
+)
+def test_a_layer_norm_with_weights_is_refused(tmp_path, small_encoder, small_tokenizer, weights):
+    write_model(tmp_path, small_encoder(), small_tokenizer, EmbeddingConfig(layer_norm=True))
+    write_safetensors(tmp_path / "2_LayerNorm" / "model.safetensors", weights)
+    with pytest.raises(LongspanError, match="weights of its own") as caught:
+        read_model(tmp_path)
+    assert caught.value.where.endswith("2_LayerNorm")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +328,25 @@ def test_a_name_that_is_nowhere_fails_soon(monkeypatch, name):
         read_model(name)
     assert caught.value.where == name
     assert time.monotonic() - start < 5
+
+
+def test_nothing_that_can_run_is_fetched_from_the_hub(monkeypatch, folder):
+    """No pickle, no code: only JSON, safetensors and the vocabulary."""
+    asked = {}
+
+    def snapshot_download(name, *, allow_patterns):
+        asked[name] = allow_patterns
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    encoder, _, _ = read_model("somebody/model")
+    assert encoder.config == read_model(folder)[0].config
+    fetched = [
+        name
+        for name in ("model.safetensors", "1_Pooling/config.json", "pytorch_model.bin", "modeling.py", "a.pt", "a.pkl")
+        if any(fnmatch(name, pattern) for pattern in asked["somebody/model"])
+    ]
+    assert fetched == ["model.safetensors", "1_Pooling/config.json"]
 
 
 # --- what may be replaced --------------------------------------------------------------------------------------------

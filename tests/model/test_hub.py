@@ -1,19 +1,77 @@
-"""Published checkpoints: every layout and both families of keys are read, and nothing that does not fit is."""
+"""Published checkpoints: every layout is read and written, and nothing that does not fit is read."""
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from longspan.errors import LongspanError
 from longspan.files import write_json
-from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
-from longspan.model.hub import load_encoder, published_config, read_config, read_safetensors, save_encoder
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.hub import (
+    has_masked_head,
+    load_encoder,
+    load_masked_model,
+    read_safetensors,
+    save_encoder,
+    save_masked_model,
+)
+from longspan.model.published_config import published_config
+from tests.model.published import CLASSES, FAMILIES, encoder_configs, lively, small, theirs_of
 
 transformers = pytest.importorskip("transformers")
+
+WRITTEN = [
+    pytest.param("nomic_bert", "nomic", id="nomic_bert in nomic names"),
+    pytest.param("nomic_bert", "native", id="nomic_bert in its own names"),
+    pytest.param("bert", "native", id="bert"),
+    pytest.param("modernbert", "native", id="modernbert"),
+]
+NATIVE = [case for case in WRITTEN if case.values[1] == "native"]
+EITHER = pytest.mark.parametrize("masked", [False, True], ids=["encoder", "with head"])
+
+
+def new(config, masked) -> Any:
+    encoder = Encoder(config)
+    return lively(MaskedLanguageModel(encoder) if masked else encoder)
+
+
+def save(model, folder, layout):
+    if isinstance(model, MaskedLanguageModel):
+        save_masked_model(model, folder, layout=layout)
+    else:
+        save_encoder(model, folder, layout=layout)
+
+
+def load(folder, masked):
+    return load_masked_model(folder) if masked else load_encoder(folder)
+
+
+def config_of(model):
+    return model.encoder.config if isinstance(model, MaskedLanguageModel) else model.config
+
+
+def opened_by_transformers(family, masked, folder):
+    """Their model of the folder; nothing may have been missing in it, or left over."""
+    theirs_class = getattr(transformers, CLASSES[family] + ("ForMaskedLM" if masked else "Model"))
+    theirs, report = theirs_class.from_pretrained(folder, output_loading_info=True)
+    # BertModel draws a pooler where there is none: it has no part in the token vectors.
+    missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
+    assert not missing
+    assert not any(report[kind] for kind in ("unexpected_keys", "mismatched_keys", "error_msgs"))
+    return theirs
+
+
+def make_theirs(family, masked):
+    """A model of transformers with lively weights, and its configuration of ours."""
+    config = small(family)
+    return lively(theirs_of(config, "ForMaskedLM" if masked else "Model")), config
 
 
 @pytest.fixture
@@ -52,12 +110,144 @@ def test_round_trip_is_bitwise(saved):
     loaded = load_encoder(folder)
     assert_same_weights(loaded, encoder)
     assert all(p.dtype == torch.float32 and p.requires_grad for p in loaded.parameters())
-    same = {"vocab_size": encoder.config.padded_vocab_size, "vocab_multiple": 1}  # padding rows are rows like others
+    same = {"vocab_size": encoder.config.padded_vocab_size}  # padding rows are rows like others
     assert loaded.config == encoder.config.model_copy(update=same)
     again = folder / "again"
     again.mkdir()
     save_encoder(loaded, again)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("family", "layout"), WRITTEN)
+@EITHER
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_model_comes_back_from_any_layout(tmp_path_factory, family, layout, masked, data):
+    model = new(data.draw(encoder_configs(family)), masked)
+    folder = tmp_path_factory.mktemp("any")
+    save(model, folder, layout)
+    loaded = load(folder, masked)
+    assert_same_weights(loaded, model)
+    assert config_of(loaded) == config_of(model)
+    assert has_masked_head(folder) is masked
+    if masked:
+        assert_same_weights(load_encoder(folder), model.encoder)
+
+
+@pytest.mark.parametrize(("family", "layout"), WRITTEN)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_any_division_into_shards_is_read(tmp_path_factory, family, layout, data):
+    model = new(small(family), masked=True)
+    folder = tmp_path_factory.mktemp("shards")
+    save(model, folder, layout)
+    names = sorted(load_file(folder / "model.safetensors"))
+    shard_of = data.draw(st.lists(st.integers(0, 3), min_size=len(names), max_size=len(names)))
+    divide(folder, {name: f"part-{number}.safetensors" for name, number in zip(names, shard_of, strict=True)})
+    assert not (folder / "model.safetensors").exists()
+    assert has_masked_head(folder)
+    assert_same_weights(load_masked_model(folder), model)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "masked"),
+    # Not the original release's names with a head: transformers does not know the wrapper `bert.`.
+    [(*case.values, False) for case in WRITTEN] + [(*case.values, True) for case in NATIVE],
+)
+def test_transformers_opens_what_is_written(tmp_path, family, layout, masked):
+    """With nothing missing and nothing left over; what it holds then is what is written in its own names."""
+    model = new(small(family), masked)
+    save(model, tmp_path, layout)
+    theirs = opened_by_transformers(family, masked, tmp_path)
+    own = tmp_path / "own"
+    own.mkdir()
+    save(model, own, "native")
+    expected = load_file(own / "model.safetensors")
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("pooler.")}
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "decoder.weight"}
+    assert state.keys() - tied == expected.keys() - tied
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+@pytest.mark.parametrize(("family", "_"), NATIVE)
+@EITHER
+@pytest.mark.parametrize("options", [{}, {"save_original_format": False}, {"max_shard_size": "8KB"}])
+def test_what_transformers_saves_is_read(tmp_path, family, _, masked, options):
+    """In its own names, in the original release's, in shards; and back to it: the same model."""
+    theirs, config = make_theirs(family, masked)
+    theirs.save_pretrained(tmp_path, **options)
+    assert (tmp_path / "model.safetensors").exists() is ("max_shard_size" not in options)
+    ours = load(tmp_path, masked)
+    assert config_of(ours) == config
+    again = tmp_path / "again"
+    again.mkdir()
+    save(ours, again, "native")
+    returned = opened_by_transformers(family, masked, again).state_dict()
+    for name, tensor in theirs.state_dict().items():
+        if not name.startswith("pooler."):
+            assert torch.equal(returned[name], tensor), name
+
+
+def test_the_original_layout_of_a_masked_model(tmp_path):
+    """As nomic-bert-2048 has it (peers.md, E3), the output's copy of the table included."""
+    model = new(small("nomic_bert"), masked=True)
+    save_masked_model(model, tmp_path, layout="nomic")
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {name for name in weights if not name.startswith("bert.")} == {
+        "cls.predictions.transform.dense.weight",
+        "cls.predictions.transform.dense.bias",
+        "cls.predictions.transform.layer_norm.weight",
+        "cls.predictions.transform.layer_norm.bias",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    }
+    assert torch.equal(weights["cls.predictions.decoder.weight"], weights["bert.embeddings.word_embeddings.weight"])
+    assert torch.equal(weights["cls.predictions.decoder.bias"], model.head.bias)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["NomicBertForMaskedLM"]
+
+
+def test_a_head_without_biases_is_one_with_zeros(tmp_path):
+    """The original code leaves both out where mlp_fc1_bias is false; only one of them is a missing weight."""
+    model = new(small("nomic_bert"), masked=True)
+    with torch.no_grad():
+        model.head.dense.bias.zero_()
+        model.head.bias.zero_()
+    save_masked_model(model, tmp_path, layout="nomic")
+    change_weights(tmp_path, lambda weights: weights.pop("cls.predictions.transform.dense.bias"))
+    with pytest.raises(LongspanError, match=r"lacks the weight cls\.predictions\.transform\.dense\.bias"):
+        load_masked_model(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.pop("cls.predictions.decoder.bias"))
+    assert_same_weights(load_masked_model(tmp_path), model)
+
+
+def test_the_padding_of_a_published_output_bias_is_kept(tmp_path):
+    """The original code sets it to -100, so that no padding is ever predicted."""
+    model = new(small("nomic_bert", vocab_size=60, vocab_multiple=64), masked=True)
+    with torch.no_grad():
+        model.head.bias[60:] = -100.0
+    save_masked_model(model, tmp_path, layout="nomic")
+    assert torch.equal(load_masked_model(tmp_path).head.bias, model.head.bias)
+
+
+def test_the_names_of_the_first_release_of_bert(tmp_path):
+    """bert-base-uncased has gamma and beta, and heads that nobody asks for."""
+    theirs = make_theirs("bert", masked=True)[0]
+    theirs = lively(transformers.BertForPreTraining(theirs.config))
+    theirs.save_pretrained(tmp_path)
+    expected = load_masked_model(tmp_path)
+
+    def rename(weights):
+        for name in list(weights):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            weights[old] = weights.pop(name)
+        weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"].clone()
+
+    change_weights(tmp_path, rename)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert {"cls.seq_relationship.weight", "bert.pooler.dense.bias", "bert.embeddings.LayerNorm.gamma"} <= names
+    assert_same_weights(load_masked_model(tmp_path), expected)
+    assert torch.equal(expected.head.dense.weight, theirs.cls.predictions.transform.dense.weight)
 
 
 def test_loading_leaves_the_random_state_alone(saved):
@@ -94,57 +284,12 @@ def test_written_names_are_the_original_releases(saved):
     assert names == expected
 
 
-def test_reads_what_transformers_saves(saved, tmp_path):
-    """transformers writes its own layout and keys, or the original layout, as its version likes: both are ours."""
-    encoder, folder = saved
-    theirs = transformers.AutoModel.from_pretrained(folder)
-    theirs.save_pretrained(tmp_path / "resaved")
-    assert_same_weights(load_encoder(tmp_path / "resaved"), encoder)
-
-
-def test_reads_transformers_own_layout_with_its_own_keys_only(saved, tmp_path):
-    encoder, folder = saved
-    theirs = transformers.AutoModel.from_pretrained(folder)
-    native = tmp_path / "native"
-    native.mkdir()
-    state = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
-    assert "layers.0.self_attn.q_proj.weight" in state
-    save_file(state, native / "model.safetensors")
-    write_json(native / "config.json", without_original_keys(encoder.config) | {"n_positions": 128})
-    loaded = load_encoder(native)
-    assert_same_weights(loaded, encoder)
-    assert loaded.config == load_encoder(folder).config
-
-
-def bert_model():
-    config = transformers.BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=36,
-        max_position_embeddings=20,
-    )  # fmt: skip
-    return transformers.BertForMaskedLM(config).eval()
-
-
-def test_reads_bert_with_its_wrapper_and_heads(tmp_path, pack, padded):
-    theirs = bert_model()
-    theirs.save_pretrained(tmp_path)
-    names = set(load_file(tmp_path / "model.safetensors"))
-    assert "bert.embeddings.word_embeddings.weight" in names
-    assert any(name.startswith("cls.") for name in names)
-    encoder = load_encoder(tmp_path)
-    assert encoder.config.positions == "learned"
-    packed = pack((20, 3), vocab_size=50)
-    inputs, unpad = padded(packed)
-    with torch.no_grad():
-        expected_TD = unpad(theirs.bert(**inputs).last_hidden_state)
-        torch.testing.assert_close(encoder(packed), expected_TD, rtol=0, atol=1e-5)
-
-
 def test_reads_bert_without_wrapper_and_with_its_constants(tmp_path):
-    theirs = bert_model()
+    theirs, _ = make_theirs("bert", masked=True)
     theirs.config.save_pretrained(tmp_path)
     state = {name: tensor.contiguous() for name, tensor in theirs.bert.state_dict().items()}
-    state["embeddings.position_ids"] = torch.arange(20)[None]
-    state["pooler.dense.weight"] = torch.zeros(24, 24)
+    state["embeddings.position_ids"] = torch.arange(40)[None]
+    state["pooler.dense.weight"] = torch.zeros(32, 32)
     save_file(state, tmp_path / "model.safetensors")
     encoder = load_encoder(tmp_path)
     assert torch.equal(encoder.embeddings.tokens.weight, theirs.bert.embeddings.word_embeddings.weight)
@@ -158,25 +303,64 @@ def test_reads_names_behind_a_wrapper(saved, wrapper):
         for name in list(weights):
             weights[wrapper + name] = weights.pop(name)
         weights["cls.predictions.bias"] = torch.zeros(3)
+        weights["rotary_emb.inv_freq"] = torch.zeros(8)
 
     change_weights(folder, wrap)
     assert_same_weights(load_encoder(folder), encoder)
 
 
-def test_reads_shards(saved):
-    encoder, folder = saved
+def divide(folder, table):
+    """Move each weight to the file that `table` names, under an index."""
     weights = load_file(folder / "model.safetensors")
-    table = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(weights))}
+    (folder / "model.safetensors").unlink()
     for file in set(table.values()):
         save_file({name: weights[name] for name in table if table[name] == file}, folder / file)
-    (folder / "model.safetensors").unlink()
     write_json(folder / "model.safetensors.index.json", {"weight_map": table})
+
+
+@pytest.fixture
+def in_shards(saved):
+    """A saved encoder in two files, its folder, and which weight is where."""
+    encoder, folder = saved
+    names = sorted(load_file(folder / "model.safetensors"))
+    table = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(names)}
+    divide(folder, table)
+    return encoder, folder, table
+
+
+def test_a_missing_shard_is_named(in_shards):
+    encoder, folder, _ = in_shards
     assert_same_weights(load_encoder(folder), encoder)
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(LongspanError, match=r"model-1\.safetensors is missing"):
         load_encoder(folder)
-    write_json(folder / "model.safetensors.index.json", [])
+
+
+@pytest.mark.parametrize("table", [[], {}, {"weight_map": {}}, {"weight_map": {"emb_ln.bias": 3}}])
+def test_an_index_that_names_no_files_is_refused(in_shards, table):
+    _, folder, _ = in_shards
+    write_json(folder / "model.safetensors.index.json", table)
     with pytest.raises(LongspanError, match=r"index\.json names no files"):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("name", ["emb_ln.bias", "surprise"])
+def test_an_index_must_say_where_each_weight_is(in_shards, name):
+    """Shards of two models, or one weight in two shards: which of them is meant, nobody can know."""
+    _, folder, table = in_shards
+    table |= {name: "model-0.safetensors" if table.get(name) == "model-1.safetensors" else "model-1.safetensors"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": table})
+    with pytest.raises(LongspanError, match=rf"disagree on where .*{re.escape(name)}"):
+        load_encoder(folder)
+
+
+def test_a_weight_that_lies_in_two_shards_is_refused(in_shards):
+    """The index names one of them; that there is another tells that the files do not belong together."""
+    _, folder, table = in_shards
+    name = next(name for name in table if table[name] == "model-0.safetensors")
+    weights = load_file(folder / "model-1.safetensors") | {name: torch.zeros(3)}
+    save_file(weights, folder / "model-1.safetensors")
+    with pytest.raises(LongspanError, match=rf"disagree on where {re.escape(name)} is"):
         load_encoder(folder)
 
 
@@ -242,16 +426,92 @@ def test_refuses_a_weight_that_is_not_finite(saved, name, value):
 
 
 def test_refuses_one_weight_under_two_names(saved):
-    _, folder = saved
+    encoder, folder = saved
+    change_weights(folder, lambda weights: weights.update({"bert.emb_ln.bias": weights["emb_ln.bias"].clone()}))
+    assert_same_weights(load_encoder(folder), encoder)  # a copy does no harm
     change_weights(folder, lambda weights: weights.update({"bert.emb_ln.bias": weights["emb_ln.bias"] + 1}))
     with pytest.raises(LongspanError, match=r"emb_ln\.bias twice"):
         load_encoder(folder)
 
 
+def test_refuses_weights_that_were_quantised(saved):
+    _, folder = saved
+    name = "encoder.layers.0.attn.Wqkv.weight"
+    change_weights(folder, lambda weights: weights.update({name: weights[name].to(torch.int8)}))
+    with pytest.raises(LongspanError, match=re.escape(f"{name} holds torch.int8")):
+        load_encoder(folder)
+
+
+def test_refuses_weights_without_a_name_that_it_knows(saved):
+    _, folder = saved
+    change_weights(folder, lambda weights: [weights.update({f"x.{name}": weights.pop(name)}) for name in list(weights)])
+    with pytest.raises(LongspanError, match="no weight has a name by which longspan knows an encoder"):
+        load_encoder(folder)
+
+
+HEADS = {
+    "nomic_bert": "cls.predictions.transform.layer_norm.weight",
+    "bert": "cls.predictions.transform.LayerNorm.weight",
+    "modernbert": "head.norm.weight",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: None, "lacks the weight"),
+        (lambda tensor: tensor[:-1], "shape"),
+        (lambda tensor: tensor * float("nan"), "not finite"),
+    ],
+    ids=["missing", "shape", "nan"],
+)
+def test_a_head_is_read_as_strictly(tmp_path, family, change, message):
+    save_masked_model(new(small(family), masked=True), tmp_path)
+
+    def spoil(weights):
+        changed = change(weights.pop(HEADS[family]))
+        weights |= {} if changed is None else {HEADS[family]: changed}
+
+    change_weights(tmp_path, spoil)
+    with pytest.raises(LongspanError, match=rf"{message}.*{HEADS[family]}|{HEADS[family]}.*{message}"):
+        load_masked_model(tmp_path)
+    load_encoder(tmp_path)  # which has no use for it
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoder_of_a_classifier_is_read(tmp_path, family):
+    theirs = lively(theirs_of(small(family), "ForSequenceClassification"))
+    theirs.save_pretrained(tmp_path)
+    tokens = next(tensor for name, tensor in theirs.state_dict().items() if "embeddings." in name)
+    assert torch.equal(load_encoder(tmp_path).embeddings.tokens.weight, tokens)
+    assert not has_masked_head(tmp_path)
+    with pytest.raises(LongspanError, match="has no head for masked language modelling"):
+        load_masked_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_is_missing_or_not_tied_is_refused(tmp_path, family):
+    model = new(small(family), masked=True)
+    save_encoder(model.encoder, tmp_path)
+    with pytest.raises(LongspanError, match="has no head for masked language modelling"):
+        load_masked_model(tmp_path)
+    save_masked_model(model, tmp_path)
+    name = "decoder.weight" if family == "modernbert" else "cls.predictions.decoder.weight"
+    tokens = model.encoder.embeddings.tokens.weight.detach()
+    change_weights(tmp_path, lambda weights: weights.update({name: tokens.clone()}))
+    assert_same_weights(load_masked_model(tmp_path), model)
+    change_weights(tmp_path, lambda weights: weights.update({name: tokens + 1}))
+    with pytest.raises(LongspanError, match=re.escape(f"{name} is not the token table")):
+        load_masked_model(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.update({name: tokens.clone(), "lm_head.weight": tokens + 1}))
+    with pytest.raises(LongspanError, match=r"no place for: lm_head\.weight"):
+        load_masked_model(tmp_path)
+
+
 def test_refuses_weights_of_another_architecture(saved):
     _, folder = saved
-    theirs = bert_model().config.to_dict() | {"vocab_size": 192, "hidden_size": 64}
-    write_json(folder / "config.json", theirs)
+    write_json(folder / "config.json", published_config(small("bert", vocab_size=192, width=64)))
     with pytest.raises(LongspanError, match=r"asks for embeddings\.positions\.weight"):
         load_encoder(folder)
 
@@ -268,18 +528,12 @@ def test_refuses_a_torn_file(saved, keep):
 
 def test_refuses_pickles(saved):
     _, folder = saved
-    torch.save({}, folder / "pytorch_model.bin")
+    torch.save({}, folder / "pytorch_model.bin")  # it would be read without complaint
     (folder / "model.safetensors").unlink()
-    with pytest.raises(LongspanError, match=r"model\.safetensors is missing") as caught:
-        load_encoder(folder)
-    assert "pytorch_model.bin" in caught.value.remedy
-
-
-def test_refuses_to_write_what_the_nomic_family_is_not(tmp_path):
-    config = EncoderConfig(vocab_size=50, width=24, num_heads=2, num_layers=1, inner_width=30, bias=True)
-    with pytest.raises(LongspanError, match="only encoders of the nomic family"):
-        save_encoder(Encoder(config), tmp_path)
-    assert not list(tmp_path.iterdir())
+    for read in (load_encoder, load_masked_model, has_masked_head):
+        with pytest.raises(LongspanError, match=r"model\.safetensors is missing") as caught:
+            read(folder)
+        assert "convert a pytorch_model.bin" in caught.value.remedy
 
 
 def test_read_safetensors_of_nothing(tmp_path):
@@ -287,140 +541,8 @@ def test_read_safetensors_of_nothing(tmp_path):
         read_safetensors(tmp_path / "nothing.safetensors")
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
-
-CONFIG = EncoderConfig(
-    vocab_size=128, vocab_multiple=1, width=48, num_heads=3, num_layers=5, inner_width=80, rotary_base=500.0,
-    trained_length=64, max_length=192, ntk_alpha=3.0, norm_eps=1e-6, num_token_types=1,
-)  # fmt: skip
-SHARED = {"model_type", "vocab_size", "type_vocab_size"}
-NATIVE = {
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "layer_norm_eps",
-    "rope_parameters",
-}
-
-
-def without_original_keys(config):
-    return {key: value for key, value in published_config(config).items() if key in SHARED | NATIVE}
-
-
-def without_native_keys(config):
-    return {key: value for key, value in published_config(config).items() if key not in NATIVE}
-
-
-def read(tmp_path, published):
-    write_json(tmp_path / "config.json", published)
-    return read_config(tmp_path)
-
-
-def test_both_families_of_keys_say_the_same(tmp_path):
-    assert read(tmp_path, published_config(CONFIG)) == CONFIG
-    assert read(tmp_path, without_native_keys(CONFIG)) == CONFIG
-    # transformers' keys have no limit: four times the trained length, as in the paper.
-    assert read(tmp_path, without_original_keys(CONFIG)) == CONFIG.model_copy(update={"max_length": 256})
-
-
-def test_reads_the_original_release(tmp_path):
-    """What nomic-embed-text-v1.5 said in its first release (peers.md, E2): alpha left open, max 8,192."""
-    published = {
-        "model_type": "nomic_bert", "activation_function": "swiglu", "n_embd": 768, "n_head": 12, "n_inner": 3072,
-        "n_layer": 12, "n_positions": 8192, "max_trained_positions": 2048, "rotary_emb_base": 1000,
-        "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
-        "rotary_scaling_factor": None, "layer_norm_epsilon": 1e-12, "qkv_proj_bias": False, "mlp_fc1_bias": False,
-        "mlp_fc2_bias": False, "prenorm": False, "causal": False, "type_vocab_size": 2, "vocab_size": 30528,
-        "pad_vocab_size_multiple": 64, "auto_map": {"AutoModel": "somewhere"},
-    }  # fmt: skip
-    expected = EncoderConfig(vocab_size=30528, vocab_multiple=1)
-    assert read(tmp_path, published) == expected
-    native = {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-        "max_position_embeddings": 2048, "rope_parameters": {"rope_theta": 1000, "rope_type": "default"},
-    }  # fmt: skip
-    assert read(tmp_path, published | native) == expected
-    assert read(tmp_path, {"model_type": "nomic_bert"} | native) == expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "roberta"}, "model_type 'roberta' is not supported"),
-        ({"model_type": None}, "model_type None is not supported"),
-        ({"activation_function": "gelu"}, "activation_function = 'gelu'"),
-        ({"hidden_act": "gelu_new"}, "hidden_act = 'gelu_new'"),
-        ({"rotary_emb_fraction": 0.5}, r"rotary_emb_fraction = 0\.5"),
-        ({"rotary_emb_interleaved": True}, "rotary_emb_interleaved = True"),
-        ({"rotary_emb_scale_base": 512}, "rotary_emb_scale_base = 512"),
-        ({"qkv_proj_bias": True}, "qkv_proj_bias = True"),
-        ({"prenorm": True}, "prenorm = True"),
-        ({"parallel_block": True}, "parallel_block = True"),
-        ({"causal": True}, "causal = True"),
-        ({"use_rms_norm": True}, "use_rms_norm = True"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 3.0}}, "rope_type = 'yarn'"),
-        (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
-            "partial_rotary_factor",
-        ),
-        ({"hidden_size": 96}, "n_embd = 48 and hidden_size = 96 contradict each other"),
-        ({"n_layer": 6}, "n_layer = 6 and num_hidden_layers = 5 contradict"),
-        ({"max_position_embeddings": 192}, "max_trained_positions = 64 and max_position_embeddings = 192"),
-        ({"rotary_emb_base": 1000}, r"rotary_emb_base = 1000 and rope_theta = 500\.0"),
-        ({"rotary_scaling_factor": 2.0}, r"rotary_scaling_factor = 2\.0 and factor = 3\.0"),
-        ({"n_head": 5, "num_attention_heads": 5}, "does not divide into 5 heads"),
-        ({"vocab_size": "many"}, "vocab_size"),
-    ],
-)
-def test_refuses_arithmetic_that_the_encoder_does_not_have(tmp_path, changes, message):
-    with pytest.raises(LongspanError, match=message) as caught:
-        read(tmp_path, published_config(CONFIG) | changes)
-    assert caught.value.where.endswith("config.json")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ({"is_decoder": True}, "is_decoder = True"),
-    ],
-)
-def test_refuses_kinds_of_bert(tmp_path, changes, message):
-    with pytest.raises(LongspanError, match=message):
-        read(tmp_path, bert_model().config.to_dict() | changes)
-
-
-def test_bert_keys_have_transformers_defaults(tmp_path):
-    ours, theirs = read(tmp_path, {"model_type": "bert"}), transformers.BertConfig()
-    assert (ours.padded_vocab_size, ours.width, ours.num_layers) == (theirs.vocab_size, theirs.hidden_size, 12)
-    assert (ours.trained_length, ours.inner_width, ours.norm_eps) == (512, 3072, theirs.layer_norm_eps)
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "{", ""])
-def test_refuses_a_config_that_is_none(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(LongspanError, match=r"config\.json is not"):
-        read_config(tmp_path)
-
-
-def test_refuses_a_folder_without_config(tmp_path):
-    with pytest.raises(LongspanError, match=r"config\.json is missing"):
-        read_config(tmp_path)
-
-
-def test_published_config_is_read_by_transformers_as_meant():
-    config = transformers.NomicBertConfig(**published_config(CONFIG))
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (48, 5, 3)
-    assert (config.max_position_embeddings, config.layer_norm_eps) == (64, 1e-6)
-    assert config.rope_parameters == {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 3.0}
-
-
-def test_saved_folder_says_both_families(saved):
-    encoder, folder = saved
-    assert json.loads((folder / "config.json").read_text()) == published_config(encoder.config)
-    change_config(folder, n_embd=...)
-    assert_same_weights(load_encoder(folder), encoder)
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_no_model_type_computes_is_not_written(tmp_path, masked):
+    with pytest.raises(LongspanError, match="no published model type computes this encoder"):
+        save(new(small("nomic_bert", bias=True), masked), tmp_path, "nomic")
+    assert not list(tmp_path.iterdir())

@@ -74,6 +74,18 @@ def test_finished_vectors_have_length_1(dim):
     torch.testing.assert_close(cut_BD, torch.nn.functional.normalize(finish(e_BD, EmbeddingConfig())[:, :dim]))
 
 
+@given(st.integers(1, 5), st.booleans())
+def test_layer_norm_comes_before_the_cut(dim, normalize):
+    """nomic-embed v1.5: pool, layer norm without weights, slice, length 1."""
+    e_BD = torch.randn((7, 5), dtype=torch.float64, generator=torch.Generator().manual_seed(dim))
+    finished_BD = finish(e_BD, EmbeddingConfig(layer_norm=True, normalize=normalize), dim)
+    centred_BD = e_BD - e_BD.mean(dim=1, keepdim=True)
+    expected_BD = (centred_BD / (centred_BD.square().mean(dim=1, keepdim=True) + 1e-5).sqrt())[:, :dim]
+    if normalize:
+        expected_BD = expected_BD / expected_BD.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(finished_BD, expected_BD, rtol=1e-12, atol=1e-12)
+
+
 def test_pooled_encoder(pack, small_encoder):
     encoder = small_encoder()
     packed = pack((3, 1, 40))

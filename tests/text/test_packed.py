@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longspan.errors import LongspanError
 from longspan.text.packed import Packed, chunks_of_similar_length, join
 
 sequences = st.lists(
@@ -41,6 +42,20 @@ def test_positions_and_numbers(given):
     packed = Packed.of(given)
     assert packed.positions_T().tolist() == [i for sequence in given for i in range(len(sequence))]
     assert packed.sequence_T().tolist() == [b for b, sequence in enumerate(given) for _ in sequence]
+
+
+@given(sequences)
+def test_check_ids_passes_what_the_table_has(given):
+    packed = Packed.of(given)
+    packed.check_ids(int(packed.ids_T.max()) + 1)
+
+
+@pytest.mark.parametrize("wrong", [-1, 30, 2**40])
+def test_check_ids_names_the_id_and_its_place(wrong):
+    packed = Packed.of([np.array([1, 29]), np.array([0, 5, wrong, -7])])
+    with pytest.raises(LongspanError, match=f"token id {wrong} is not between 0 and 29") as caught:
+        packed.check_ids(30)
+    assert caught.value.where == "sequence 1, token 2"
 
 
 @given(sequences, st.data())

@@ -17,6 +17,7 @@ from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, write_text
 from longspan.model.folder import check_replaceable, write_model
+from longspan.model.published_config import model_type
 
 PROBES = (
     "How do I read a CSV file?",
@@ -38,7 +39,7 @@ def publish(embedder: Embedder, folder: Path, *, card: str = "") -> None:
     """
     check_replaceable(folder)
     with atomic_path(folder) as unfinished:
-        write_model(unfinished, embedder.model.encoder, embedder.tokenizer, embedder.config)
+        write_model(unfinished, embedder.exact_encoder(), embedder.tokenizer, embedder.config)
         write_text(unfinished / "README.md", _card(embedder, card))
 
 
@@ -79,23 +80,25 @@ def _long_probe(embedder: Embedder) -> str:
 
 def _card(embedder: Embedder, body: str) -> str:
     config, prefixes = embedder.model.encoder.config, embedder.config.prefixes
-    parameters = sum(p.numel() for p in embedder.model.parameters())
+    parameters = sum(weight.numel() for weight in embedder.model.encoder.state_dict().values())
     tasks = "\n".join(f"- `{name}`: `{prefix}`" for name, prefix in prefixes.items())
     needs = f"Every text needs the prefix of its task:\n\n{tasks}" if prefixes else "Texts need no prefix."
     theirs = [f", prompt_name={name!r}" for name in prefixes] or [""]
     ours = [f", task={name!r}" for name in prefixes] or [""]
     encode = "\n".join(f'vectors = model.encode(["how do I read a file?"]{task})' for task in theirs)
     embed = "\n".join(f'vectors = embedder.embed(["how do I read a file?"]{task})' for task in ours)
+    reaches_further = config.max_length > config.trained_length and config.rope_scaling == "dynamic"
+    beyond = ", dynamic NTK beyond" if reaches_further else ""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, longspan, nomic_bert]
+tags: [sentence-transformers, feature-extraction, longspan, {model_type(config, "the card")}]
 ---
 
 # A text embedder trained with longspan
 
 {parameters:,} parameters, {embedder.dim} dimensions, texts of up to {embedder.config.max_length:,} tokens
-({config.trained_length:,} in training, dynamic NTK beyond), {embedder.config.pooling} pooling.
+({config.trained_length:,} in training{beyond}), {embedder.config.pooling} pooling.
 
 {needs}
 

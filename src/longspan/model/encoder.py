@@ -3,20 +3,33 @@
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 
 The paper's model (section 4.1.2) is BERT with rotary positions, SwiGLU, no biases and no dropout, normalised after each
-residual sum. The BERT family itself (learned positions, GELU, biases) is the same encoder with other settings, so that
-teachers and baselines run through the same code.
+residual sum. BERT itself (learned positions, GELU, biases) and the pre-norm encoders of ModernBERT's kind are the same
+encoder with other settings, so that teachers, baselines and ablations run through the same code.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longspan.errors import LongspanError
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
 from longspan.model.rope import rotary_tables, rotate
 from longspan.text.packed import Packed
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": functional.silu,
+    "geglu": functional.gelu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
+"""The function that each `EncoderConfig.activation` applies."""
 
 INIT_STD = 0.02
 """Standard deviation of initial weights, as BERT's."""
@@ -29,7 +42,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, first=i == 0) for i in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.prenorm else nn.Identity()
 
     def forward(self, packed: Packed) -> Tensor:
         """Vectors of all tokens, (T, D), in the model's dtype (or autocast's)."""
@@ -37,51 +51,73 @@ class Encoder(nn.Module):
         rotation = self._rotation(packed, h_TD.dtype)
         for layer in self.layers:
             h_TD = layer(h_TD, rotation, packed)
-        return h_TD
+        return self.norm(h_TD)
 
     def _rotation(self, packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        config = self.config
-        if config.positions != "rotary":
+        if self.config.positions != "rotary":
             return None
-        return rotary_tables(
-            packed,
-            base=config.rotary_base,
-            head_size=config.head_size,
-            trained_length=config.trained_length,
-            alpha=config.ntk_alpha,
-            dtype=dtype,
-        )
+        device = packed.ids_T.device.type
+        if dtype == torch.float32 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # what queries and keys will be: cast once, not in every layer
+        return rotary_tables(packed, self.config, dtype)
 
 
 class Embeddings(nn.Module):
-    """Sum of token, token-type and (if learned) position vectors, normalised."""
+    """Sum of token, (if there are any) token-type and (if learned) position vectors, normalised."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.max_length = config.max_length
         self.tokens = nn.Embedding(config.padded_vocab_size, config.width)
-        self.token_types = nn.Embedding(config.num_token_types, config.width)
+        self.token_types = nn.Embedding(config.num_token_types, config.width) if config.num_token_types else None
         self.positions = nn.Embedding(config.max_length, config.width) if config.positions == "learned" else None
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, packed: Packed) -> Tensor:
-        h_TD = self.tokens(packed.ids_T)
-        h_TD = h_TD + (self.token_types.weight[0] if packed.types_T is None else self.token_types(packed.types_T))
+        """Vectors of all tokens, (T, D).
+
+        Raises:
+            LongspanError: a sequence longer than the model reads; on a CPU, an id that is not in the vocabulary. (On a
+                GPU looking would cost a wait: `packed.check_ids` before the batch goes there.)
+        """
+        if packed.max_length > self.max_length:
+            raise LongspanError(
+                f"a sequence has {packed.max_length} tokens, more than the {self.max_length} that the model reads",
+                where=f"sequence {packed.lengths.index(packed.max_length)}",
+                remedy="cut or split it",
+            )
+        try:
+            h_TD = self.tokens(packed.ids_T)
+        except IndexError:
+            packed.check_ids(self.tokens.num_embeddings)
+            raise
+        if self.token_types is not None:
+            h_TD = h_TD + (self.token_types.weight[0] if packed.types_T is None else self.token_types(packed.types_T))
         if self.positions is not None:
             h_TD = h_TD + self.positions(packed.positions_T())
         return self.norm(h_TD)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each added to its input and then normalised (post-norm)."""
+    """Attention and feed-forward, each added to its input. Post-norm normalises the sums, pre-norm what both read.
 
-    def __init__(self, config: EncoderConfig) -> None:
+    Under pre-norm the first layer has no norm before its attention, as in ModernBERT (Warner et al., 2024, section
+    2.1.1): what it reads was normalised by the embeddings.
+    """
+
+    def __init__(self, config: EncoderConfig, *, first: bool) -> None:
         super().__init__()
+        self.prenorm = config.prenorm
         self.attention = Attention(config)
-        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.mlp = SwiGLU(config) if config.activation == "swiglu" else GELU(config)
+        no_norm1 = config.prenorm and first
+        self.norm1 = nn.Identity() if no_norm1 else nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = GatedMLP(config) if config.activation in ("swiglu", "geglu") else MLP(config)
         self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+        if self.prenorm:
+            h_TD = h_TD + self.attention(self.norm1(h_TD), rotation, packed)
+            return h_TD + self.mlp(self.norm2(h_TD))
         h_TD = self.norm1(h_TD + self.attention(h_TD, rotation, packed))
         return self.norm2(h_TD + self.mlp(h_TD))
 
@@ -103,29 +139,31 @@ class Attention(nn.Module):
         return self.out(attention(q_THK, k_THK, v_THK, packed).flatten(-2))
 
 
-class SwiGLU(nn.Module):
-    """`down(up(x) * silu(gate(x)))`; the two input projections are one matrix, up first."""
+class GatedMLP(nn.Module):
+    """`down(up(x) * act(gate(x)))`, SwiGLU or GeGLU; the two input projections are one matrix, up first."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.act = ACTIVATIONS[config.activation]
         self.up_gate = nn.Linear(config.width, 2 * config.inner_width, bias=config.bias)
         self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor) -> Tensor:
         up_TF, gate_TF = self.up_gate(h_TD).chunk(2, dim=-1)
-        return self.down(up_TF * functional.silu(gate_TF))
+        return self.down(up_TF * self.act(gate_TF))
 
 
-class GELU(nn.Module):
-    """`down(gelu(up(x)))`, BERT's."""
+class MLP(nn.Module):
+    """`down(act(up(x)))`, BERT's."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.act = ACTIVATIONS[config.activation]
         self.up = nn.Linear(config.width, config.inner_width, bias=config.bias)
         self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(h_TD)))
+        return self.down(self.act(self.up(h_TD)))
 
 
 def initialize(module: nn.Module, seed: int) -> None:

@@ -2,7 +2,8 @@
 
 The layout is sentence-transformers' (with stock module classes only, so that nobody needs `trust_remote_code`):
 `config.json`, `model.safetensors`, `tokenizer.json`, `tokenizer_config.json`, `modules.json`, `1_Pooling/config.json`,
-`sentence_bert_config.json` and `config_sentence_transformers.json`. Facts: peers.md E1, E4, E5.
+where vectors are layer-normed `2_LayerNorm/`, `sentence_bert_config.json` and `config_sentence_transformers.json`.
+Facts: peers.md E1, E4, E5, E6.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longspan.errors import LongspanError
 from longspan.files import UNFINISHED, read_json, write_json
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder
-from longspan.model.hub import load_encoder, save_encoder
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.hub import load_encoder, read_safetensors, save_encoder, save_masked_model, write_safetensors
 from longspan.text.tokenizer import Tokenizer
 
 _POOLING_KEYS = {
@@ -35,6 +39,7 @@ _OURS = {
     "tokenizer_config.json",
     "modules.json",
     "1_Pooling",
+    "2_LayerNorm",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "README.md",
@@ -115,14 +120,29 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def write_model(folder: Path, encoder: Encoder, tokenizer: Tokenizer, config: EmbeddingConfig) -> None:
-    """Write a whole model folder. Not atomic: callers write to an unfinished name (`files.atomic_path`)."""
+def write_model(
+    folder: Path, model: Encoder | MaskedLanguageModel, tokenizer: Tokenizer, config: EmbeddingConfig
+) -> None:
+    """Write a whole model folder, with the head if the model has one: `read_model` needs none, and skips it.
+
+    Not atomic: callers write to an unfinished name (`files.atomic_path`).
+
+    Raises:
+        LongspanError: no published model type computes this encoder, or the folder cannot be written.
+    """
+    if isinstance(model, MaskedLanguageModel):
+        encoder = model.encoder
+        save_masked_model(model, folder)
+    else:
+        encoder = model
+        save_encoder(encoder, folder)
     config = config.within(encoder.config)
-    save_encoder(encoder, folder)
     tokenizer.save(folder / "tokenizer.json")
     write_json(folder / "tokenizer_config.json", _tokenizer_config(config))
     write_json(folder / "modules.json", _modules(config))
     write_json(folder / "1_Pooling" / "config.json", _pooling(config, encoder.config.width))
+    if config.layer_norm:
+        _write_layer_norm(folder / "2_LayerNorm", encoder.config.width)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", _sentence_transformers_config(config))
 
@@ -141,12 +161,15 @@ def _tokenizer_config(config: EmbeddingConfig) -> dict[str, Any]:
 
 def _modules(config: EmbeddingConfig) -> list[dict[str, Any]]:
     # The old class paths load in every release; the new ones only from 5.4 on.
-    names = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if config.normalize:
-        names.append(("2_Normalize", "Normalize"))
+    names = ["Transformer", "Pooling"] + ["LayerNorm"] * config.layer_norm + ["Normalize"] * config.normalize
     return [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for i, (path, name) in enumerate(names)
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{name}" if i else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for i, name in enumerate(names)
     ]
 
 
@@ -154,6 +177,14 @@ def _pooling(config: EmbeddingConfig, width: int) -> dict[str, Any]:
     # The verbose form: some servers mis-read the compact one as CLS pooling.
     modes = {key: mode == config.pooling for mode, key in _POOLING_KEYS.items()}
     return {"word_embedding_dimension": width, **modes, "include_prompt": True}
+
+
+def _write_layer_norm(folder: Path, width: int) -> None:
+    # The stock module has weights: with these it computes what `pooling.finish` does. Releases before 5.0 want them
+    # pickled, which we never write.
+    write_json(folder / "config.json", {"dimension": width})
+    weights = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    write_safetensors(folder / "model.safetensors", weights)
 
 
 def _sentence_transformers_config(config: EmbeddingConfig) -> dict[str, Any]:
@@ -173,30 +204,48 @@ def _read_embedding_config(folder: Path, longest: int) -> EmbeddingConfig:
             remedy="name a folder in the layout of sentence-transformers, or start training from it with --init",
         )
     modules = read_json(folder / "modules.json", remedy="download the model again")
-    pooling, normalize = "", False
-    for module in modules:
-        kind = module["type"].rpartition(".")[2]
+    pooling = ""
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    for kind, module in zip(kinds, modules, strict=True):
         if kind == "Pooling":
             pooling = _read_pooling(folder / module["path"] / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
+        elif kind == "LayerNorm":
+            _check_layer_norm(folder / module["path"])
+        elif kind not in ("Transformer", "Normalize"):
             raise LongspanError(
                 f"module {kind!r} is not supported",
                 where=folder / "modules.json",
-                remedy="use a model made of Transformer, Pooling and Normalize",
+                remedy="use a model made of Transformer, Pooling, LayerNorm and Normalize",
             )
     if not pooling:
         raise LongspanError("there is no Pooling module", where=folder / "modules.json", remedy="download it again")
+    if kinds != [kind for kind in ("Transformer", "Pooling", "LayerNorm", "Normalize") if kind in kinds]:
+        raise LongspanError(
+            f"the modules {', '.join(kinds)} are not supported in this order",
+            where=folder / "modules.json",
+            remedy="use a model made of Transformer, Pooling, LayerNorm and Normalize, in this order",
+        )
     return EmbeddingConfig.parse(
         {
             "pooling": pooling,
-            "normalize": normalize,
+            "layer_norm": "LayerNorm" in kinds,
+            "normalize": "Normalize" in kinds,
             "max_length": min(_read_limit(folder) or longest, longest),
             "prefixes": _read_prefixes(folder),
         },
         where=folder,
     )
+
+
+def _check_layer_norm(folder: Path) -> None:
+    weights = read_safetensors(folder / "model.safetensors")
+    trivial = {"norm.weight": 1.0, "norm.bias": 0.0}
+    if weights.keys() != trivial.keys() or any(bool((weights[name] != value).any()) for name, value in trivial.items()):
+        raise LongspanError(
+            "a LayerNorm module with weights of its own is not supported",
+            where=folder,
+            remedy="use a model whose layer norm after pooling has no weights (all ones and zeros), or none",
+        )
 
 
 def _read_limit(folder: Path) -> int | None:

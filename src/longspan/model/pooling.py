@@ -41,7 +41,13 @@ def pool(h_TD: Tensor, packed: Packed, pooling: str) -> Tensor:
 
 
 def finish(e_BD: Tensor, config: EmbeddingConfig, dim: int | None = None) -> Tensor:
-    """Cut to the first `dim` coordinates (Matryoshka) and normalise, as the model was trained."""
+    """Vectors as they are used: layer norm, the first `dim` coordinates (Matryoshka), length 1; as the settings say.
+
+    The layer norm (nomic-embed v1.5) has no weights: each vector is brought to mean 0 and variance 1, all coordinates
+    together, before it is cut.
+    """
+    if config.layer_norm:
+        e_BD = torch.nn.functional.layer_norm(e_BD, e_BD.shape[-1:])
     if dim is not None:
         e_BD = e_BD[:, :dim]
     if config.normalize:

@@ -1,6 +1,6 @@
 """Masked language modelling: packed rows in, gradients out (paper, sections 3.1 and 4.1).
 
-Axes: T tokens, M masked tokens, V vocabulary.
+Axes: T tokens, M masked tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from longspan.config import Config
 from longspan.data.collate import MaskedBatch
@@ -49,7 +48,8 @@ class MaskedLanguageModelling:
         """Add the gradients of one global batch to `.grad`; collective over the world.
 
         Args:
-            model: maps a `Packed` and masked positions (M) to logits (M, V), e.g. `MaskedLanguageModel`.
+            model: maps a `Packed`, masked positions (M) and their labels (M) to the sum of the losses and the number of
+                labels predicted right, e.g. `MaskedLanguageModel`.
             batch: this rank's share.
 
         Returns:
@@ -63,12 +63,10 @@ class MaskedLanguageModelling:
             for rows in self._micro_batches(batch):
                 packed, positions_M, labels_M = _join_rows(batch, rows)
                 with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                    logits_MV = model(packed.to(device), positions_M.to(device))
-                logits_MV, labels_M = _at_least_float32(logits_MV), labels_M.to(device)
-                loss = cross_entropy(logits_MV, labels_M, reduction="sum")
+                    loss, right = model(packed.to(device), positions_M.to(device), labels_M.to(device))
                 (loss / masked).backward()
                 loss_sum += float(loss.detach())
-                correct += float((logits_MV.argmax(dim=1) == labels_M).sum())
+                correct += float(right)
         tokens = float(sum(row.num_tokens for row in batch.rows))
         totals = torch.tensor([loss_sum, correct, tokens], dtype=torch.float64, device=device)
         loss_sum, correct, tokens = self._world.sum(totals).tolist()
@@ -85,7 +83,3 @@ def _join_rows(batch: MaskedBatch, rows: tuple[int, ...]) -> tuple[Packed, Tenso
     positions_M = torch.cat([batch.targets[row][0] + start for row, start in zip(rows, starts, strict=False)])
     labels_M = torch.cat([batch.targets[row][1] for row in rows])
     return join([batch.rows[row] for row in rows]), positions_M, labels_M
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longspan.errors import LongspanError
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -44,6 +46,14 @@ class Packed:
         ids_T = torch.from_numpy(np.concatenate(sequences).astype(np.int64, copy=False))
         return cls(ids_T, _boundaries(lengths), lengths)
 
+    @classmethod
+    def of_flat(cls, ids_T: np.ndarray, lengths_B: np.ndarray) -> Packed:
+        """Sequences that lie end to end already: int64 ids (not copied) and positive lengths that add up to them."""
+        lengths = tuple(lengths_B.tolist())
+        if not lengths or min(lengths) <= 0 or sum(lengths) != len(ids_T):
+            raise ValueError(f"{len(lengths)} lengths of {sum(lengths)} tokens do not lay out {len(ids_T)} ids")
+        return cls(torch.from_numpy(ids_T), _boundaries(lengths), lengths)
+
     @property
     def num_sequences(self) -> int:
         return len(self.lengths)
@@ -69,6 +79,25 @@ class Packed:
         """int64: each token's place in its own sequence, from 0."""
         everywhere_T = torch.arange(self.num_tokens, device=self.ids_T.device)
         return everywhere_T - self.cu_seqlens[:-1].long()[self.sequence_T()]
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Refuse ids that a table of `vocab_size` rows does not have.
+
+        The ids are read, so this belongs before they go to a device: there it would wait for all that runs.
+
+        Raises:
+            LongspanError: an id below 0 or too large; names the first one and its place.
+        """
+        lowest, highest = self.ids_T.aminmax()
+        if int(lowest) >= 0 and int(highest) < vocab_size:
+            return
+        token = int(((self.ids_T < 0) | (self.ids_T >= vocab_size)).nonzero()[0])
+        sequence, position = int(self.sequence_T()[token]), int(self.positions_T()[token])
+        raise LongspanError(
+            f"token id {int(self.ids_T[token])} is not between 0 and {vocab_size - 1}",
+            where=f"sequence {sequence}, token {position}",
+            remedy="the ids come from another model's tokenizer: use the tokenizer that belongs to the weights",
+        )
 
     def to(self, device: torch.device | str) -> Packed:
         """The same sequences on another device."""

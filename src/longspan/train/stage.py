@@ -25,17 +25,15 @@ from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model, write_model
 from longspan.model.heads import MaskedLanguageModel, start_from_frequencies
-from longspan.model.hub import load_encoder, read_safetensors, write_safetensors
+from longspan.model.hub import has_masked_head, load_encoder, load_masked_model
 from longspan.model.pooling import PooledEncoder
+from longspan.model.published_config import model_type
 from longspan.objective.contrastive import Contrastive, ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
 from longspan.objective.world import World
 from longspan.text.tasks import PREFIXES
 from longspan.text.tokenizer import Tokenizer
 from longspan.train.config import TrainConfig
-
-MLM_HEAD = "mlm_head.safetensors"
-"""Beside a published MLM model: the head's weights, with which masked language modelling can go on from it."""
 
 
 class Objective(Protocol):
@@ -107,8 +105,7 @@ def _masked(
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
-            write_model(unfinished, model.encoder, tokenizer, _embedding_config(config, "mean"))
-            write_safetensors(unfinished / MLM_HEAD, model.head.state_dict())
+            write_model(unfinished, model, tokenizer, _embedding_config(config, "mean"))
 
     return Stage(
         model=model.to(device),
@@ -167,7 +164,7 @@ def _encoder(config: TrainConfig, tokenizer: Tokenizer, shape: EncoderConfig | N
     if config.init is not None:
         folder = find_model(config.init)
         encoder = load_encoder(folder)
-        _refuse_unsaveable(encoder.config, config.init)
+        model_type(encoder.config, config.init)  # saving would refuse it too, but only at the end of the run
         theirs = Tokenizer.load(folder)
         if theirs.fingerprint != tokenizer.fingerprint:
             raise LongspanError(
@@ -177,25 +174,15 @@ def _encoder(config: TrainConfig, tokenizer: Tokenizer, shape: EncoderConfig | N
             )
         return encoder
     assert config.encoder is not None
-    _refuse_unsaveable(config.encoder, config.recipe)
+    model_type(config.encoder, config.recipe)
     return Encoder(config.encoder.model_copy(update={"vocab_size": tokenizer.vocab_size}))
-
-
-def _refuse_unsaveable(shape: EncoderConfig, where: str) -> None:
-    # `save_encoder` would refuse it too, but only at the end of the run.
-    if shape.positions != "rotary" or shape.activation != "swiglu" or shape.bias:
-        raise LongspanError(
-            "only encoders of the nomic family are trained (rotary, SwiGLU, no biases): no other could be saved",
-            where=where,
-            remedy="start from a nomic-bert model, or from random weights with the settings of the recipe mlm",
-        )
 
 
 def _first_masked_weights(model: MaskedLanguageModel, config: TrainConfig) -> None:
     initialize(model.head if config.init else model, config.seed)
-    head = find_model(config.init) / MLM_HEAD if config.init else None
-    if head is not None and head.is_file():
-        model.head.load_state_dict(read_safetensors(head))
+    folder = find_model(config.init) if config.init else None
+    if folder is not None and has_masked_head(folder):
+        model.head = load_masked_model(folder).head
 
 
 def _embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
