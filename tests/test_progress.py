@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from longspan import progress
-from longspan.progress import Bar
+from longspan.progress import Bar, Bars
 
 
 def console(*, terminal: bool) -> Console:
@@ -52,3 +52,20 @@ def test_nothing_to_do_and_errors_pass_through(terminal):
         bar.advance(0)
     with pytest.raises(ValueError, match="no"), Bar("x", 5, console=console(terminal=terminal)):
         raise ValueError("no")
+
+
+def test_bars_follow_one_another_with_their_throughput(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = console(terminal=False)
+    with Bars("squad", out) as bars:
+        bars.show("counting", 5, 0)
+        for what, total, speed in (("embedding", 3000, 100), ("ranking", 90, 10)):
+            for done in range(0, total + 1, total // 3):
+                bars.show(what, done, total)
+                now[0] += total / 3 / speed
+    assert written(out).splitlines() == [
+        "squad: embedding: 2,000/3,000, 10 s left  100/s",
+        "squad: embedding: 3,000/3,000  100/s",
+        "squad: ranking: 90/90  10/s",
+    ]

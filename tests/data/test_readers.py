@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from longspan.data.readers import find_files, read_rows
+from longspan.data.readers import read_rows
 from longspan.errors import LongspanError
 
 ROWS = [{"query": "naïve?", "document": "café, “東京”\nline two"}, {"query": "b", "document": '"quoted"'}]
@@ -251,7 +251,7 @@ def test_a_file_that_went_away_or_is_a_folder_is_named(tmp_path):
     [
         ("a.json", "files of kind .json are not read"),
         ("a.docx", "files of kind .docx are not read"),
-        ("a.jsonl.zst", "files of kind .zst are not read"),
+        ("a.jsonl.lz4", "files of kind .lz4 are not read"),
         ("a.tar.gz", "files of kind .tar are not read"),
         ("notes", "the file's name has no ending that tells its kind"),
     ],
@@ -263,71 +263,85 @@ def test_an_unknown_kind_is_refused(tmp_path, name, what):
     assert ".jsonl, .parquet" in error.remedy
 
 
-# --- finding files ----------------------------------------------------------------------------------------------------
+# --- Zstandard --------------------------------------------------------------------------------------------------------
 
 
-def test_paths_and_globs_are_found_in_order(tmp_path):
-    for name in ("b.jsonl", "a.jsonl", "c.txt", "sub/d.jsonl"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "e.jsonl").mkdir()
-
-    def found(*patterns: str) -> list[str]:
-        return [path.removeprefix(f"{tmp_path}/") for path in find_files(tuple(f"{tmp_path}/{p}" for p in patterns))]
-
-    assert found("*.jsonl") == ["a.jsonl", "b.jsonl"]
-    assert found("c.txt", "?.jsonl") == ["c.txt", "a.jsonl", "b.jsonl"]
-    assert found("**/*.jsonl") == ["a.jsonl", "b.jsonl", "sub/d.jsonl"]
-    assert found("[ac].*") == ["a.jsonl", "c.txt"]
+def zstandard_of(*frames: bytes) -> bytes:
+    zstandard = pytest.importorskip("zstandard")
+    return b"".join(zstandard.ZstdCompressor().compress(frame) for frame in frames)
 
 
-def test_a_name_with_brackets_is_a_name(tmp_path):
-    (tmp_path / "a[1].txt").write_text("x")
-    assert find_files((str(tmp_path / "a[1].txt"),)) == [str(tmp_path / "a[1].txt")]
+@given(st.lists(st.fixed_dictionaries({"text": TEXT}), min_size=1, max_size=8), st.integers(0, 8))
+def test_frames_of_zstandard_are_read_one_after_another(tmp_path_factory, rows, cut):
+    path = tmp_path_factory.mktemp("zstandard") / "a.jsonl.zst"
+    path.write_bytes(zstandard_of(json_lines(rows[:cut]), json_lines(rows[cut:])))
+    assert rows_of(path) == rows
 
 
-def test_relative_paths_and_urls_are_found(tmp_path, monkeypatch):
-    import fsspec
+def test_a_long_zstandard_file_comes_whole(tmp_path):
+    generator = random.Random(0)
+    rows = [{"text": f"{generator.random()} " + "x" * 10_000} for _ in range(300)]
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard_of(json_lines(rows)))
+    assert rows_of(tmp_path / "a.jsonl.zst") == rows
 
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("x")
-    assert find_files(("a.txt",)) == [str(tmp_path / "a.txt")]
-    with fsspec.open("memory://raw/a.jsonl", "wb") as stream:
-        stream.write(json_lines(ROWS))  # pyright: ignore[reportAttributeAccessIssue]
-    [url] = find_files(("memory://raw/*.jsonl",))
-    assert url.startswith("memory://")
-    assert rows_of(url) == ROWS
+
+def test_a_torn_zstandard_file_is_named_wherever_it_is_torn(tmp_path):
+    generator = random.Random(0)
+    whole = zstandard_of(json_lines({"text": f"{generator.random()}"} for _ in range(300)))
+    path = tmp_path / "a.jsonl.zst"
+    for length in range(1, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:length])
+        assert refused(path).what.startswith("the file cannot be read to its end: ")
+    path.write_bytes(whole + b"more")
+    assert refused(path).where == str(path)
+
+
+def test_without_the_package_it_is_named(tmp_path, monkeypatch):
+    import sys
+
+    if sys.version_info >= (3, 14):
+        pytest.skip("Python has Zstandard itself")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl.zst").touch()
+    error = refused(tmp_path / "a.jsonl.zst")
+    assert "need the package zstandard" in error.what
+    assert "longspan[data]" in error.remedy
+
+
+# --- Parquet, only what is needed -------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 10), st.integers(1, 7))
+def test_parquet_comes_in_order_whatever_its_row_groups(tmp_path_factory, count, group, batch):
+    path = tmp_path_factory.mktemp("parquet") / "a.parquet"
+    rows = [{"query": f"q{n}", "number": n, "document": f"d{n}"} for n in range(count)]
+    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longspan.data.readers.PARQUET_BATCH", batch)
+        assert list(read_rows(str(path))) == list(enumerate(rows, 1))
+        needed = list(read_rows(str(path), columns=["document", "query"]))
+    assert needed == [(n, {"document": f"d{n - 1}", "query": f"q{n - 1}"}) for n in range(1, count + 1)]
+
+
+def test_where_a_needed_column_is_missing_all_are_shown(tmp_path):
+    parquet.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "a.parquet")
+    assert list(read_rows(str(tmp_path / "a.parquet"), columns=["query"])) == [(1, {"a": "x", "b": "y"})]
+
+
+# --- what a broken row brings with it ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("pattern", "what", "remedy"),
+    ("name", "content", "raw"),
     [
-        ("gone.jsonl", "no file ", "check the path"),
-        ("*.parquet", "no file ", "globs"),
-        ("sub", "is a folder, not a file", "/sub/*.jsonl"),
-        ("sub/", "is a folder, not a file", "/sub/*.jsonl"),
+        ("a.jsonl", b'{"a": 1}\n{"b": \xff\n', b'{"b": \xff\n'),
+        ("a.csv", b"q,d\n1,2,3\n", "1,2,3"),
+        ("a.tsv", b"q\td\n1\n", "1"),
+        ("a.csv", b"q,d\n\xff,2\n", b"\xff 2"),
     ],
 )
-def test_a_pattern_that_names_nothing_is_refused(tmp_path, pattern, what, remedy):
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(LongspanError) as caught:
-        find_files((f"{tmp_path}/{pattern}",))
-    assert what in caught.value.what
-    assert caught.value.where == f"{tmp_path}/{pattern}"
-    assert remedy in caught.value.remedy
-
-
-def test_a_file_named_twice_is_refused(tmp_path):
-    (tmp_path / "a.txt").touch()
-    with pytest.raises(LongspanError, match="named twice") as caught:
-        find_files((f"{tmp_path}/*.txt", f"{tmp_path}/a.txt"))
-    assert caught.value.where == f"{tmp_path}/a.txt"
-
-
-@pytest.mark.parametrize("url", ["nonsense://x/a.jsonl", "s3://bucket/a.jsonl"])
-def test_a_place_that_cannot_be_opened_is_refused(url, monkeypatch):
-    # Whether s3fs is installed here does not matter.
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    with pytest.raises(LongspanError, match="this kind of place cannot be opened") as caught:
-        find_files((url,))
-    assert caught.value.where == url
+def test_a_broken_row_brings_its_place_and_what_is_there(tmp_path, name, content, raw):
+    (tmp_path / name).write_bytes(content)
+    broken: list = []
+    rows_of(tmp_path / name, broken.append)
+    assert [(error.file, error.number, error.raw) for error in broken] == [(str(tmp_path / name), 2, raw)]

@@ -1,6 +1,7 @@
 """Shards give back what was written, and the manifest vouches for every byte of them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.data.shards import (
-    MANIFEST,
-    TEXT_SCHEMA,
-    IdColumn,
-    Manifest,
-    NegativesColumn,
-    PreparedSource,
-    id_lists,
-    nested_id_lists,
-    read_manifest,
-    write_shard,
-)
+from longspan.data import shards
+from longspan.data.manifest import MANIFEST, Manifest, read_manifest
+from longspan.data.ragged import places_of, starts_of
+from longspan.data.shards import VERIFIED, IdColumn, NegativesColumn, PreparedSource, verify_source
+from longspan.data.writing import id_lists, nested_id_lists, row_schema, write_shard
 from longspan.errors import LongspanError
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(lambda ids: np.array(ids, dtype=np.int32))
 SHARDS = st.lists(st.lists(IDS, max_size=5), min_size=1, max_size=4)
 
 
+def in_memory(kind, arrays):
+    return kind([lambda array=array: array for array in arrays], [len(array) for array in arrays])
+
+
+def copied(column, found, longest: int) -> list[list[int]]:
+    """The found sequences, each cut at `longest`, copied with a gap of one before each."""
+    lengths = np.minimum(found.length_N, longest)
+    places = starts_of(lengths + 1) + 1
+    out = np.full(int((lengths + 1).sum()), -1, dtype=np.int64)
+    column.copy(found, lengths, out, places)
+    assert (np.delete(out, places_of(places, lengths)) == -1).all(), "nothing else is written"
+    return [out[place : place + length].tolist() for place, length in zip(places, lengths, strict=True)]
+
+
+@given(SHARDS, st.data())
+def test_any_rows_of_a_column_are_found_and_copied_at_once(parts, data):
+    column = in_memory(IdColumn, [id_lists(rows, pa.int32()) for rows in parts])
+    rows = [row.tolist() for part in parts for row in part]
+    wanted = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=12)) if rows else []
+    longest = data.draw(st.integers(0, 7))
+    found = column.find(np.array(wanted, dtype=np.int64))
+    assert copied(column, found, longest) == [rows[row][:longest] for row in wanted]
+
+
 @given(SHARDS)
-def test_a_column_gives_back_every_row(shards):
-    column = IdColumn([id_lists(rows) for rows in shards])
-    rows = [row for shard in shards for row in shard]
+def test_a_column_gives_back_every_row(parts):
+    column = in_memory(IdColumn, [id_lists(rows, pa.int32()) for rows in parts])
+    rows = [row for part in parts for row in part]
     assert len(column) == len(rows)
     assert column.lengths().tolist() == [len(row) for row in rows]
     for number, row in enumerate(rows):
@@ -41,18 +59,24 @@ def test_a_column_gives_back_every_row(shards):
 
 
 @given(st.lists(st.lists(st.lists(IDS, max_size=4), max_size=4), min_size=1, max_size=3), st.data())
-def test_negatives_give_back_every_list(shards, data):
-    column = NegativesColumn([nested_id_lists(rows) for rows in shards])
-    for number, lists in enumerate(lists for shard in shards for lists in shard):
-        assert column.count(number) == len(lists)
-        order = data.draw(st.permutations(range(len(lists))))
-        for got, expected in zip(column.pick(number, order), order, strict=True):
-            np.testing.assert_array_equal(got, lists[expected])
+def test_negatives_give_back_every_list(parts, data):
+    column = in_memory(NegativesColumn, [nested_id_lists(rows, pa.int32()) for rows in parts])
+    rows = [lists for part in parts for lists in part]
+    assert len(column) == len(rows)
+    wanted = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6)) if rows else []
+    counts = column.counts(np.array(wanted, dtype=np.int64))
+    assert counts.tolist() == [len(rows[row]) for row in wanted]
+    fewest = min(counts, default=0)
+    numbers = [data.draw(st.permutations(range(len(rows[row]))))[:fewest] for row in wanted]
+    numbers_NH = np.array(numbers, dtype=np.int64).reshape(len(wanted), fewest)
+    found = column.find(np.array(wanted, dtype=np.int64), numbers_NH)
+    expected = [rows[row][k].tolist() for row, chosen in zip(wanted, numbers, strict=True) for k in chosen]
+    assert copied(column, found, 100) == expected
 
 
 def test_a_shard_is_a_file_that_any_arrow_tool_opens(tmp_path):
     rows = [np.array([1, 2, 3], dtype=np.int32), np.array([4], dtype=np.int32)]
-    shard = write_shard(tmp_path / "shard-00000.arrow", [id_lists(rows)], TEXT_SCHEMA)
+    shard = write_shard(tmp_path / "shard-00000.arrow", [id_lists(rows, pa.uint16())], row_schema("text", 320))
     table = pa.ipc.open_file(tmp_path / "shard-00000.arrow").read_all()
     assert table.to_pydict() == {"text": [[1, 2, 3], [4]]}
     assert (shard.file, shard.num_rows) == ("shard-00000.arrow", 2)
@@ -115,6 +139,72 @@ def test_a_missing_shard_is_found(source):
     assert error.remedy == f"delete {source} and prepare the source again"
 
 
+def test_a_shard_is_hashed_once_and_again_when_its_file_changes(source, monkeypatch):
+    hashed = []
+    original = shards.sha256_file
+    monkeypatch.setattr(shards, "sha256_file", lambda path: hashed.append(path.name) or original(path))
+    PreparedSource(source)
+    hashed.clear()
+    PreparedSource(source)
+    assert hashed == []
+    path = source / "shard-00001.arrow"
+    path.touch()
+    PreparedSource(source)
+    assert hashed == ["shard-00001.arrow"]
+    verify_source(source)
+    assert len(hashed) == 1 + len(read_manifest(source).shards)
+
+
+def test_verify_reads_even_what_seems_unchanged(source):
+    PreparedSource(source)
+    path = source / "shard-00001.arrow"
+    status, whole = path.stat(), path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # bits that rot leave no trace
+    PreparedSource(source)
+    with pytest.raises(LongspanError, match=r"shard-00001\.arrow is not what the manifest vouches for"):
+        verify_source(source)
+
+
+def test_verify_tells_how_far_it_is(source):
+    read: list[int] = []
+    verify_source(source, read.append)
+    assert sum(read) == sum(shard.num_bytes for shard in read_manifest(source).shards)
+
+
+@pytest.mark.parametrize("noted", ["", "[1]", "{torn"])
+def test_a_torn_note_of_what_was_verified_only_costs_time(source, noted):
+    (source / VERIFIED).write_text(noted)
+    assert len(PreparedSource(source)) == 40
+
+
+def test_only_the_shards_that_are_read_are_opened(source, monkeypatch):
+    opened = []
+    original = shards._map
+    monkeypatch.setattr(shards, "_map", lambda path, *stamp: opened.append(path.name) or original(path, *stamp))
+    ids = PreparedSource(source).ids("query")
+    assert opened == []
+    assert ids[0].tolist()
+    ids.find(np.array([39, 38]))
+    assert opened == ["shard-00000.arrow", "shard-00004.arrow"]
+
+
+def test_few_shards_stay_mapped_and_a_file_written_anew_is_read_anew(source):
+    ids = PreparedSource(source).ids("query")
+    assert [len(ids[row]) for row in range(40)] == ids.lengths().tolist()
+    assert shards._map.cache_info().currsize <= shards.MAPPED_SHARDS
+    path = source / "shard-00001.arrow"
+    other = (source / "shard-00002.arrow").read_bytes()
+    before = [ids[row].tolist() for row in range(9, 18)]
+    swapped = json.loads((source / MANIFEST).read_text())
+    swapped["shards"][1] = swapped["shards"][2] | {"file": path.name}
+    (source / MANIFEST).write_text(json.dumps(swapped))
+    path.unlink()
+    path.write_bytes(other)
+    changed = PreparedSource(source).ids("query")
+    assert [changed[row].tolist() for row in range(9, 18)] == [ids[row].tolist() for row in range(18, 27)] != before
+
+
 def test_two_shards_that_changed_places_are_found(source):
     a, b = source / "shard-00000.arrow", source / "shard-00001.arrow"
     a_bytes, b_bytes = a.read_bytes(), b.read_bytes()
@@ -133,7 +223,7 @@ def test_a_source_without_its_manifest_is_not_prepared(source):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda values: values | {"format": 99}, "the prepared data has format 99, this version of longspan reads 1"),
+        (lambda values: values | {"format": 99}, "the prepared data has format 99, this version of longspan reads 2"),
         (lambda values: values | {"rows": 3}, "unknown key 'rows'"),
         (lambda values: {key: value for key, value in values.items() if key != "shards"}, "missing key 'shards'"),
         (lambda values: values | {"num_rows": "many"}, "num_rows: "),

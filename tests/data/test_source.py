@@ -69,10 +69,75 @@ def test_a_sources_file_is_read_and_its_files_lie_beside_it(tmp_path):
         ('weight = "much"', "source.0.weight: "),
         ('query_task = "asking"', "source.0.query_task: "),
         ("query = 3", "source.0.query: "),
+        ("max_rows = 0", "source.0.max_rows: Input should be greater than or equal to 1"),
+        ('layout = "zip"', "source.0.layout: Input should be 'files', 'text', 'hub'"),
+        ('sha256 = {"a.jsonl" = "abc"}', "source.0.sha256.a.jsonl: "),
+        ("streaming = true", "source.0: streaming is for hub = ..."),
+        ('hub = "owner/name"', "source.0: name either its files or a data set of the hub"),
+        ('layout = "release"\nsplit = "train"', "source.0: split has no meaning for the layout 'release'"),
+        ('layout = "beir"\nconfig = "de"', "source.0: config has no meaning for the layout 'beir'"),
+        ('layout = "hub"\nmin_score = 2', "source.0: min_score has no meaning for the layout 'hub'"),
+        ('layout = "text"', "source.0: running text has no pairs"),
+        ('kind = "text"\nlayout = "beir"', "source.0: a retrieval set is a source of pairs"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path, lines, what):
     assert refused(tmp_path, source(lines)).what.startswith(what)
+
+
+def test_a_source_says_where_it_comes_from_and_how_it_lies(tmp_path):
+    (tmp_path / "sources.toml").write_text(
+        """
+[[source]]
+name = "scifact"
+files = "beir/scifact"
+layout = "beir"
+split = "train"
+min_score = 2
+sha256 = { "corpus.jsonl.gz" = "%s" }
+max_rows = 100
+revision = "2021"
+licence = "CC BY-NC 2.0"
+origin = "https://example.org/scifact"
+
+[[source]]
+name = "reddit"
+hub = "owner/pairs"
+config = "default"
+split = "reddit"
+revision = "main"
+streaming = true
+"""
+        % ("0" * 64)
+    )
+    scifact, reddit = read_sources(tmp_path / "sources.toml")
+    assert scifact == PairSource(
+        name="scifact",
+        files=(f"{tmp_path}/beir/scifact",),
+        layout="beir",
+        split="train",
+        min_score=2,
+        sha256={"corpus.jsonl.gz": "0" * 64},
+        max_rows=100,
+        revision="2021",
+        licence="CC BY-NC 2.0",
+        origin="https://example.org/scifact",
+    )
+    assert (reddit.hub, reddit.files, reddit.streaming) == ("owner/pairs", (), True)
+
+
+@pytest.mark.parametrize("hub", ["squad", "a/b/c", "/home/me/data", "./data", "owner/na me", ""])
+def test_a_data_set_of_the_hub_has_an_owner_and_a_name(hub):
+    with pytest.raises(LongspanError, match="and not owner/name"):
+        PairSource.parse({"name": "a", "hub": hub}, where="-")
+    with pytest.raises(LongspanError, match="cannot have the layout 'beir'"):
+        PairSource.parse({"name": "a", "hub": "owner/name", "layout": "beir"}, where="-")
+
+
+def test_the_columns_of_a_source_are_those_that_are_read():
+    assert PairSource(name="a", files=("x",), query="q").columns == ("q", "document")
+    assert PairSource(name="a", files=("x",), negatives="n").columns == ("query", "document", "n")
+    assert TextSource(name="a", files=("x",), text="body").columns == ("body",)
 
 
 def test_an_unknown_key_brings_near_ones(tmp_path):
@@ -90,7 +155,7 @@ def test_an_unknown_key_brings_near_ones(tmp_path):
         ("source = [1]", "source.0: "),
         ("[[source]]\nname = 3\nfiles = ['a']", "source.0.name: Input should be a valid string (got 3)"),
         ('[[source]]\nfiles = ["a"]', "missing key 'source.0.name'"),
-        ('[[source]]\nname = "x"', "missing key 'source.0.files'"),
+        ('[[source]]\nname = "x"', "source.0: name either its files or a data set of the hub"),
         ('[[source]]\nname = "x"\nfiles = []', "source.0.files: "),
         ('[[sources]]\nname = "x"', "missing key 'source'; unknown key 'sources'"),
         ('[[source]]\nname = "x', "not valid TOML"),

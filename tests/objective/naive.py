@@ -3,7 +3,7 @@
 Nothing of longspan's objective package is used here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -41,28 +41,42 @@ def info_nce_loss(
     labels: Sequence[int],
     temperature: float,
     negatives: Sequence[Sequence[Tensor]] = (),
+    left_out: Callable[[int, int, bool], bool] = lambda query, candidate, mined: False,
 ) -> Tensor:
     """The sum over queries of equation (2); with no negatives, of equation (1)."""
     total = torch.zeros((), dtype=torch.float64)
     for i, query in enumerate(queries):
         right = torch.exp(cosine(query, documents[labels[i]]) / temperature)
         candidates = torch.zeros((), dtype=torch.float64)
-        for document in documents:
-            candidates = candidates + torch.exp(cosine(query, document) / temperature)
-        for negative in negatives[i] if negatives else ():
-            candidates = candidates + torch.exp(cosine(query, negative) / temperature)
+        for j, document in enumerate(documents):
+            if not left_out(i, j, False):
+                candidates = candidates + torch.exp(cosine(query, document) / temperature)
+        for j, negative in enumerate(negatives[i] if negatives else ()):
+            if not left_out(i, j, True):
+                candidates = candidates + torch.exp(cosine(query, negative) / temperature)
         total = total - torch.log(right / candidates)
     return total
 
 
-def contrastive_loss(model: nn.Module, batch: PairBatch, temperature: float, negatives_for: str) -> Tensor:
+def contrastive_loss(
+    model: nn.Module, batch: PairBatch, temperature: float, negatives_for: str, *, mask_duplicates: bool = True
+) -> Tensor:
     """The mean loss of a whole global batch; every sequence goes through the model alone."""
     queries, documents = _embed(model, batch.queries), _embed(model, batch.documents)
     n, h = len(queries), batch.num_negatives
     positives, mined = documents[:n], documents[n:]
     own = [mined[i * h : (i + 1) * h] for i in range(n)]
     negatives = own if negatives_for == "own" else [mined] * n
-    return info_nce_loss(queries, positives, range(n), temperature, negatives) / n
+    query_texts, texts = _texts(batch.queries), _texts(batch.documents)
+
+    def is_right_too(query: int, candidate: int, is_mined: bool) -> bool:
+        if is_mined:
+            place = n + (query * h if negatives_for == "own" else 0) + candidate
+            return mask_duplicates and texts[place] == texts[query]
+        same = query_texts[query] == query_texts[candidate] or texts[query] == texts[candidate]
+        return mask_duplicates and same and candidate != query
+
+    return info_nce_loss(queries, positives, range(n), temperature, negatives, is_right_too) / n
 
 
 def masked_loss(model: nn.Module, batch: MaskedBatch) -> Tensor:
@@ -74,6 +88,10 @@ def masked_loss(model: nn.Module, batch: MaskedBatch) -> Tensor:
             total = total - (logits_V[label] - torch.log(torch.exp(logits_V).sum()))
             count += 1
     return total / count
+
+
+def _texts(packed: Packed) -> list[tuple[int, ...]]:
+    return [tuple(ids.tolist()) for ids in packed.ids_T.split(packed.lengths)]
 
 
 def _embed(model: nn.Module, packed: Packed) -> list[Tensor]:
@@ -98,6 +116,17 @@ def pair_batch(num_pairs: int, num_negatives: int, seed: int = 0, *, longest: in
     queries = _sequences(draw, num_pairs, longest // 2)
     documents = _sequences(draw, num_pairs * (1 + num_negatives), longest)
     return PairBatch(Packed.of(queries), Packed.of(documents), num_negatives, "random", num_cut=num_pairs)
+
+
+def with_repeats(batch: PairBatch) -> PairBatch:
+    """Query 1 becomes query 0, document 3 (or the last) document 2; the last query's first negative its document."""
+    n, h = batch.queries.num_sequences, batch.num_negatives
+    queries, documents = list(range(n)), list(range(batch.documents.num_sequences))
+    queries[1], documents[min(3, n - 1)] = 0, 2
+    if h:
+        documents[n + (n - 1) * h] = documents[n - 1]
+    select = batch.queries.select(queries), batch.documents.select(documents)
+    return PairBatch(*select, h, batch.source, batch.num_cut)
 
 
 def masked_batch(num_rows: int, seed: int = 0, *, row_length: int = 10) -> MaskedBatch:

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from longspan.objective.contrastive import Contrastive, ContrastiveConfig
+from longspan.data.collate import PairBatch
+from longspan.objective.contrastive import Contrastive, ContrastiveConfig, duplicates
 from longspan.objective.gradcache import embed_in_chunks
+from longspan.objective.world import Alone
 from longspan.text.packed import Packed
 from tests.objective import naive
 
@@ -26,10 +28,14 @@ EVERYTHING = 10**9
 NegativesFor = Literal["own", "all"]
 
 
-def _objective(negatives_for: NegativesFor, chunk_tokens: int) -> Contrastive:
-    return Contrastive(
-        ContrastiveConfig(temperature=TEMPERATURE, negatives_for=negatives_for, chunk_tokens=chunk_tokens)
+def _objective(negatives_for: NegativesFor, chunk_tokens: int, *, mask_duplicates: bool = True) -> Contrastive:
+    config = ContrastiveConfig(
+        temperature=TEMPERATURE,
+        negatives_for=negatives_for,
+        chunk_tokens=chunk_tokens,
+        mask_duplicates=mask_duplicates,
     )
+    return Contrastive(config)
 
 
 @functools.cache
@@ -59,17 +65,55 @@ def test_equals_the_plain_computation(num_negatives: int, negatives_for: Negativ
     longest=st.integers(2, 30),
     chunk_tokens=st.integers(1, 100),
     seed=st.integers(0, 1000),
+    repeat=st.booleans(),
+    mask_duplicates=st.booleans(),
 )
 def test_any_batch_and_any_chunks(
-    num_pairs: int, num_negatives: int, negatives_for: NegativesFor, longest: int, chunk_tokens: int, seed: int
+    num_pairs: int,
+    num_negatives: int,
+    negatives_for: NegativesFor,
+    longest: int,
+    chunk_tokens: int,
+    seed: int,
+    repeat: bool,
+    mask_duplicates: bool,
 ) -> None:
     # One pair without negatives has a loss of zero, and gradients of zero.
     num_negatives = max(num_negatives, 1 if num_pairs == 1 else 0)
     batch = naive.pair_batch(num_pairs, num_negatives, seed, longest=longest)
+    if repeat and num_pairs > 2:
+        batch = naive.with_repeats(batch)
     model = naive.pooled_model(seed)
-    gradients = naive.plain_gradients(model, naive.contrastive_loss(model, batch, TEMPERATURE, negatives_for))
-    _objective(negatives_for, chunk_tokens).backward(model, batch)
+    loss = naive.contrastive_loss(model, batch, TEMPERATURE, negatives_for, mask_duplicates=mask_duplicates)
+    gradients = naive.plain_gradients(model, loss)
+    _objective(negatives_for, chunk_tokens, mask_duplicates=mask_duplicates).backward(model, batch)
     assert naive.largest_difference(naive.gradients(model), gradients) < 1e-8  # losses near zero cancel
+
+
+def _with_equal_texts() -> PairBatch:
+    """Queries 0 and 1 are equal, documents 2 and 3 are equal, and a mined negative of query 4 is its own document."""
+    return naive.with_repeats(naive.pair_batch(5, 1, seed=3))
+
+
+def test_which_candidates_are_right_too() -> None:
+    right = torch.zeros(5, 5, dtype=torch.bool)
+    right[0, 1] = right[1, 0] = right[2, 3] = right[3, 2] = True
+    batch = _with_equal_texts()
+    own = duplicates(batch, Alone(), torch.device("cpu"), share_negatives=False)
+    assert own.tolist() == torch.cat([right, torch.tensor([[0], [0], [0], [0], [1]]).bool()], dim=1).tolist()
+    shared = duplicates(batch, Alone(), torch.device("cpu"), share_negatives=True)
+    assert shared[:, :5].tolist() == right.tolist()
+    assert shared[:, 5:].nonzero().tolist() == [[4, 4]]
+
+
+def test_right_answers_are_counted_and_left_out_only_if_asked() -> None:
+    losses = []
+    for mask_duplicates in (True, False):
+        objective = _objective("own", EVERYTHING, mask_duplicates=mask_duplicates)
+        metrics = objective.backward(naive.pooled_model(), _with_equal_texts())
+        assert metrics["duplicates"] == 5
+        losses.append(metrics["loss"])
+    assert losses[0] < losses[1] - 0.1
 
 
 def test_own_and_shared_negatives_differ() -> None:
@@ -111,6 +155,7 @@ def test_metrics(chunk_tokens: int) -> None:
         "pairs": NUM_PAIRS,
         "tokens": sum(batch.queries.lengths) + sum(batch.documents.lengths),
         "cut": batch.num_cut,
+        "duplicates": 0,
     }
 
 

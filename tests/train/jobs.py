@@ -74,7 +74,7 @@ def objectives(size: int, rank: int, out: str) -> None:
     assert (world.rank, world.size) == (rank, size)
     for name, (negatives_for, num_negatives) in OBJECTIVES.items():
         config = ContrastiveConfig(temperature=0.1, negatives_for=negatives_for, chunk_tokens=20)
-        whole = naive.pair_batch(NUM_PAIRS, num_negatives)
+        whole = naive.with_repeats(naive.pair_batch(NUM_PAIRS, num_negatives))
         objective = Contrastive(config, world=world)
         _save(objective, naive.pooled_model(), naive.pair_share(whole, rank, size), f"{out}/{name}-{rank}.pt")
     objective = MaskedLanguageModelling(MaskedConfig(row_length=10, micro_batch_tokens=20), world=world)

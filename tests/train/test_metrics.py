@@ -39,7 +39,7 @@ def test_every_line_says_what_a_curve_needs(text_data: Path, pair_data: Path, tm
     contrastive = start(tiny.contrastive_config(pair_data), tmp_path / "contrastive").logged()
     always = {"step", "loss", "accuracy", "tokens", "lr", "gradient_norm", "seconds", "tokens_per_second"}
     assert all(row.keys() == always | {"masked"} for row in mlm)
-    assert all(row.keys() == always | {"source", "pairs", "cut"} for row in contrastive)
+    assert all(row.keys() == always | {"source", "pairs", "cut", "duplicates"} for row in contrastive)
     assert {row["source"] for row in contrastive} == {"first", "second"}
     for row in mlm + contrastive:
         assert all(math.isfinite(value) for value in row.values() if not isinstance(value, str))

@@ -46,12 +46,13 @@ def test_objectives(size: int, launch: Launch, tmp_path: Path) -> None:
     _as_ranks(launch, size, jobs.objectives, str(tmp_path), with_rank=True)
 
     for name, (negatives_for, num_negatives) in jobs.OBJECTIVES.items():
-        model, batch = naive.pooled_model(), naive.pair_batch(jobs.NUM_PAIRS, num_negatives)
+        model, batch = naive.pooled_model(), naive.with_repeats(naive.pair_batch(jobs.NUM_PAIRS, num_negatives))
         loss = naive.contrastive_loss(model, batch, 0.1, negatives_for)
         counts = {
             "pairs": jobs.NUM_PAIRS,
             "tokens": batch.queries.num_tokens + batch.documents.num_tokens,
             "cut": batch.num_cut,
+            "duplicates": 5 if num_negatives else 4,
         }
         _check_ranks(tmp_path, name, size, model, loss, counts)
 
@@ -132,7 +133,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 def _check_the_same_run(found: Run, expected: Run) -> None:
     assert found.finished
     for row, other in zip(found.logged(), expected.logged(), strict=True):
-        for name in ("step", "tokens", "lr", "source", "masked", "cut"):
+        for name in ("step", "tokens", "lr", "source", "masked", "cut", "duplicates"):
             assert row.get(name) == other.get(name)
         # float32, whose rounding training amplifies from step to step; in the objectives themselves it is 1e-11 in
         # float64 (above).

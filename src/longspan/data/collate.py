@@ -2,11 +2,14 @@
 
 Everything random here is drawn from (seed, step, row), so a batch does not depend on which process makes it, nor on how
 many there are.
+
+Axes: N rows of a batch, H negatives of each, S sequences, T tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +18,15 @@ from torch import Tensor
 
 from longspan.data.dataset import Dataset
 from longspan.data.packing import PackedRows
-from longspan.data.plan import Plan, PlannedBatch, PlannedSource, random_generator
-from longspan.data.shards import NegativesColumn
+from longspan.data.plan import Plan, PlannedBatch, PlannedSource, keyed_hashes, random_generator
+from longspan.data.ragged import sequence_hashes, starts_of
+from longspan.data.shards import Found, IdColumn, NegativesColumn
 from longspan.errors import LongspanError
 from longspan.text.packed import Packed
 from longspan.text.tasks import PREFIXES
+
+TEXT_WINDOW = 2**16
+"""Packed rows that are shuffled together (see `Plan`): at 2,048 tokens a row these are a shard or two."""
 
 # The first number of the key of each kind of random draw, so that no two kinds share their numbers.
 _MASK_DRAW, _NEGATIVES_DRAW = 1, 2
@@ -45,6 +52,21 @@ class PairBatch:
     num_negatives: int
     source: str
     num_cut: int
+
+    @functools.cached_property
+    def query_hashes(self) -> Tensor:
+        """int64, one for each query: equal for queries that are the same tokens to the model."""
+        return _hashes(self.queries)
+
+    @functools.cached_property
+    def document_hashes(self) -> Tensor:
+        """int64, one for each document: equal for documents that are the same tokens to the model."""
+        return _hashes(self.documents)
+
+
+def _hashes(packed: Packed) -> Tensor:
+    hashes_S = sequence_hashes(packed.ids_T.numpy(), np.array(packed.lengths, dtype=np.int64))
+    return torch.from_numpy(hashes_S.view(np.int64))
 
 
 @dataclass(frozen=True)
@@ -110,43 +132,59 @@ class PairCollator:
 
     def __call__(self, step: int, planned: PlannedBatch, part: slice) -> PairBatch:
         """The share `part` of a planned batch."""
-        manifest = self._sources[planned.source].manifest
-        rows = planned.rows[part]
+        number, rows_N = planned.source, planned.rows[part]
+        manifest = self._sources[number].manifest
         assert manifest.query_task is not None
         assert manifest.document_task is not None
-        query_prefix, document_prefix = self._prefix_ids[manifest.query_task], self._prefix_ids[manifest.document_task]
-        queries, documents = self._queries[planned.source], self._documents[planned.source]
-        negatives = self._negatives[planned.source]
-        query_ids = [self._sequence(query_prefix, queries[row], self._max_query) for row in rows]
-        texts = [documents[row] for row in rows]
-        for row in rows:
-            texts += self._draw(negatives, int(row), step, manifest.name)
-        max_document = self._max_document[planned.source]
-        document_ids = [self._sequence(document_prefix, text, max_document) for text in texts]
-        cut = sum(len(queries[row]) + len(query_prefix) + 2 > self._max_query for row in rows)
-        cut += sum(len(text) + len(document_prefix) + 2 > max_document for text in texts)
-        return PairBatch(Packed.of(query_ids), Packed.of(document_ids), self._num_negatives, manifest.name, int(cut))
+        column = self._queries[number]
+        queries, queries_cut = self._pack(manifest.query_task, [(column, column.find(rows_N))], self._max_query)
+        column = self._documents[number]
+        texts: list[tuple[IdColumn | NegativesColumn, Found]] = [(column, column.find(rows_N))]
+        if self._num_negatives:
+            texts.append((self._negatives[number], self._drawn_negatives(number, rows_N, step)))
+        documents, documents_cut = self._pack(manifest.document_task, texts, self._max_document[number])
+        batch = PairBatch(queries, documents, self._num_negatives, manifest.name, queries_cut + documents_cut)
+        _ = batch.query_hashes, batch.document_hashes  # made here, in the loader's thread
+        return batch
 
-    def _sequence(self, prefix: np.ndarray, ids: np.ndarray, longest: int) -> np.ndarray:
-        kept = ids[: longest - len(prefix) - 2]
-        sequence = np.empty(len(prefix) + len(kept) + 2, dtype=np.int32)
-        sequence[0], sequence[-1] = self._cls, self._sep
-        sequence[1 : 1 + len(prefix)] = prefix
-        sequence[1 + len(prefix) : -1] = kept
-        return sequence
+    def _pack(
+        self, task: str, texts: Sequence[tuple[IdColumn | NegativesColumn, Found]], longest: int
+    ) -> tuple[Packed, int]:
+        """[CLS] prefix text [SEP] of all texts, each cut so that it has at most `longest` tokens; how many were cut."""
+        prefix = self._prefix_ids[task]
+        added = len(prefix) + 2
+        whole_S = np.concatenate([found.length_N for _, found in texts])
+        kept_S = np.minimum(whole_S, longest - added)
+        starts_S = starts_of(kept_S + added)
+        ids_T = np.empty(int(kept_S.sum()) + added * len(kept_S), dtype=np.int64)
+        ids_T[starts_S] = self._cls
+        ids_T[starts_S[:, None] + np.arange(1, 1 + len(prefix))] = prefix
+        ids_T[starts_S + kept_S + (added - 1)] = self._sep
+        first = 0
+        for column, found in texts:
+            these = slice(first, first + len(found.length_N))
+            column.copy(found, kept_S[these], ids_T, starts_S[these] + (1 + len(prefix)))
+            first = these.stop
+        return Packed.of_flat(ids_T, kept_S + added), int((whole_S > kept_S).sum())
 
-    def _draw(self, negatives: NegativesColumn, row: int, step: int, source: str) -> list[np.ndarray]:
-        if not self._num_negatives:
-            return []
-        available = negatives.count(row)
-        if available < self._num_negatives:
+    def _drawn_negatives(self, source: int, rows_N: np.ndarray, step: int) -> Found:
+        """Places of H different negatives of every row, drawn anew in every step."""
+        negatives = self._negatives[source]
+        count_N = negatives.counts(rows_N)
+        if (count_N < self._num_negatives).any():
+            row = int(np.argmax(count_N < self._num_negatives))
+            name = self._sources[source].manifest.name
             raise LongspanError(
-                f"row {row} of source {source!r} has {available} negatives, the recipe draws {self._num_negatives}",
-                where=f"source {source}, row {row}",
+                f"row {rows_N[row]} of source {name!r} has {count_N[row]} negatives, the recipe draws "
+                f"{self._num_negatives}",
+                where=f"source {name}, row {rows_N[row]}",
                 remedy="mine more negatives (longspan curate mine), or lower num_negatives",
             )
-        generator = random_generator(_NEGATIVES_DRAW, self._seed, step, row)
-        return negatives.pick(row, generator.permutation(available)[: self._num_negatives].tolist())
+        # A random key for each negative: the H smallest of a row are a random choice, in random order.
+        number_M = np.arange(count_N.max())
+        key_NM = keyed_hashes(rows_N[:, None], (_NEGATIVES_DRAW, self._seed, step), number_M[None, :])
+        key_NM[number_M[None, :] >= count_N[:, None]] = np.iinfo(np.uint64).max
+        return negatives.find(rows_N, np.argsort(key_NM, axis=1)[:, : self._num_negatives])
 
 
 def _cuts(dataset: Dataset, usual: int, special: Mapping[str, int]) -> list[int]:
@@ -212,4 +250,4 @@ def pair_plan(dataset: Dataset, batch_size: int, seed: int) -> Plan:
 
 def text_plan(rows: PackedRows, batch_size: int, seed: int) -> Plan:
     """The plan over packed rows, which have one common stream."""
-    return Plan([PlannedSource("text", rows.num_rows)], batch_size, seed)
+    return Plan([PlannedSource("text", rows.num_rows)], batch_size, seed, window=TEXT_WINDOW)

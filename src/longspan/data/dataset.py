@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from longspan.data.manifest import MANIFEST, Manifest, read_manifest
 from longspan.data.prepare import TOKENIZER_FILE
-from longspan.data.shards import MANIFEST, Manifest, PreparedSource, read_manifest
+from longspan.data.shards import PreparedSource
 from longspan.errors import LongspanError
 from longspan.files import sha256_json
 from longspan.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class Dataset:
             LongspanError: nothing is prepared there, or a named source is not; a shard is torn; the tokenizer is not
                 the one the sources were prepared with.
         """
-        found = {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+        found = find_prepared(folder)
         wanted = {path: manifest for path, manifest in found.items() if manifest.kind == kind}
         if only:
             wanted = {path: manifest for path, manifest in wanted.items() if manifest.name in only}
@@ -52,6 +53,15 @@ class Dataset:
                 )
         self.sources = [PreparedSource(path) for path in wanted]
         self.fingerprint = sha256_json([source.manifest.fingerprint for source in self.sources])
+
+
+def find_prepared(folder: Path) -> dict[Path, Manifest]:
+    """The manifests of all prepared sources under a folder, by the folder of the source, in the order of their names.
+
+    Raises:
+        LongspanError: a manifest cannot be read.
+    """
+    return {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
 
 
 def _there_are(manifests: Iterable[Manifest]) -> str:

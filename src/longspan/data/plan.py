@@ -7,6 +7,9 @@ resume is one integer, and any number of processes read the same examples in the
 One source per batch (paper, section 4.2.2) keeps the model from telling documents apart by their source. In an epoch
 each row of a source is read once, except for the rest that does not fill a batch; other rows are left over in the next
 epoch.
+
+Prepared rows lie in random order already. So it is enough to shuffle them anew within windows, whose borders move from
+epoch to epoch: a batch then touches a few neighbouring shards instead of all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from typing import Any
 import numpy as np
 
 from longspan.errors import LongspanError
+
+WINDOW = 2**20
+"""Rows that are shuffled together: 2 ** 20 pairs are some 16 shards."""
 
 _ROUNDS = 4
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -43,11 +49,15 @@ class PlannedBatch:
 class Plan:
     """`Plan(sources, batch_size, seed)(step) -> PlannedBatch`.
 
+    Args:
+        window: how many rows are shuffled together; the rows of a batch come from one window, or from two neighbours.
+
     Attributes:
         steps_per_epoch: batches until every source has been read `weight` times.
     """
 
-    def __init__(self, sources: Sequence[PlannedSource], batch_size: int, seed: int) -> None:
+    def __init__(self, sources: Sequence[PlannedSource], batch_size: int, seed: int, *, window: int = WINDOW) -> None:
+        self._window = window
         self.sources = tuple(sources)
         self.batch_size = batch_size
         self.seed = seed
@@ -72,8 +82,19 @@ class Plan:
         # A source with weight 2 is read twice in an epoch, in two different orders.
         reading, number = divmod(number, self._full[source])
         places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
-        rows = shuffled(places, self.sources[source].num_rows, (self.seed, epoch, source + 1, reading))
+        key = (self.seed, epoch, source + 1, reading)
+        rows = _shuffled_in_windows(places, self.sources[source].num_rows, self._window, key)
         return PlannedBatch(source, rows)
+
+
+def _shuffled_in_windows(places: np.ndarray, size: int, window: int, key: Sequence[int]) -> np.ndarray:
+    """A bijection of `range(size)` that moves every place within its window; the first window starts anywhere."""
+    moved = np.empty_like(places)
+    number = places // window
+    for which in np.unique(number).tolist():
+        here, first = number == which, which * window
+        moved[here] = first + shuffled(places[here] - first, min(window, size - first), (*key, which))
+    return (moved + _hash_ints((*key, -1)) % size) % size
 
 
 def shuffled(places: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
@@ -99,6 +120,12 @@ def shuffled(places: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
 def random_generator(*key: int) -> np.random.Generator:
     """A random generator that is a pure function of a few integers, e.g. (seed, step, row)."""
     return np.random.Generator(np.random.Philox(key=_hash_ints(key)))
+
+
+def keyed_hashes(values: np.ndarray, key: Sequence[int], others: np.ndarray | int = 0) -> np.ndarray:
+    """Random uint64 numbers that are a pure function of a key and of one or two arrays of whole numbers (broadcast)."""
+    hashed = _mix(values.astype(np.uint64) ^ np.uint64(_hash_ints(key)))
+    return _mix(hashed ^ np.asarray(others).astype(np.uint64))
 
 
 def _mix(values: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Raw text to shards: read, tokenise, write, and vouch for it in a manifest.
+"""Raw text to shards: read, tokenise, shuffle, and vouch for the result in a manifest.
 
-Running it again on the same input does nothing; a killed run leaves no manifest, and the next one starts that source
-over.
+First all raw files become *pieces* (`pieces.py`), then every shard is gathered from them in random order
+(`shuffle.py`), both on all cores. The manifest is written last. Running it again does nothing; after a kill it goes on
+with what is left. Neither the number of processes nor kills nor the size of pieces change a byte of what is prepared.
 """
 
 from __future__ import annotations
@@ -9,42 +10,41 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
-from longspan.data.readers import OnError, Row, find_files, read_rows, stop_on_error
-from longspan.data.shards import (
-    FORMAT,
-    MANIFEST,
-    PAIR_SCHEMA,
-    TEXT_SCHEMA,
-    InputFile,
-    Manifest,
-    Shard,
-    id_lists,
-    nested_id_lists,
-    read_manifest,
-    write_shard,
-)
-from longspan.data.source import PairSource, Source, TextSource, check_names
+from longspan.data.layouts import source_parts
+from longspan.data.manifest import FORMAT, MANIFEST, InputFile, Lengths, Manifest, read_manifest
+from longspan.data.parts import Part
+from longspan.data.pieces import Piece, PieceSize, Stretch, Tokenised, Tools, cut, tokenise
+from longspan.data.places import filesystem_of, is_local
+from longspan.data.shards import VERIFIED, remember_verified
+from longspan.data.shuffle import Order, ShardTask, gather_shard
+from longspan.data.skipped import SKIPPED, OnError, stop_on_error
+from longspan.data.source import PairSource, Source, check_names
+from longspan.data.workers import Advance, Workers, num_cores
+from longspan.data.writing import row_schema
 from longspan.errors import LongspanError
-from longspan.files import UNFINISHED, sha256_file, sha256_json, write_json
+from longspan.files import UNFINISHED, read_json, sha256_json, sweep_unfinished, write_json, write_text
 from longspan.text.tokenizer import Tokenizer
 
-ROWS_PER_SHARD = 65_536
-TOKENS_PER_SHARD = 2**27
-"""A shard of long documents ends earlier: what bounds memory (512 MiB of ids)."""
-ROWS_PER_BATCH = 2_048
-"""Rows tokenised at a time, on all cores."""
+ROWS_PER_SHARD = 2**16
+TOKENS_PER_SHARD = 2**24
+"""Where texts are long, shards have fewer rows: about so many tokens. Gathering takes some ten bytes for each."""
+PIECE_SIZE = PieceSize()
+BYTES_PER_WORKER = 2**23
+"""With less than this a process takes longer to start than it saves."""
 
 TOKENIZER_FILE = "tokenizer.json"
-Progress = Callable[[int], None]
-"""Called with the number of rows prepared since the last call."""
+PIECES = "pieces"
+"""Folder of an unfinished source: its pieces, and the receipts of pieces and shards."""
+
+Progress = Callable[[str, int, int], None]
+"""`progress(what, done, total)`: "faq: tokenising" in bytes of the raw files, "faq: shuffling" in rows."""
+
+_REQUEST = "request.json"
 
 
 def prepare(
@@ -54,48 +54,217 @@ def prepare(
     *,
     on_error: OnError = stop_on_error,
     progress: Progress | None = None,
+    workers: int | None = None,
+    seed: int = 0,
 ) -> list[Manifest]:
     """Prepare sources into `out/<name>/`, with the tokenizer beside them.
 
+    Until it is finished, a source takes about twice the place of its shards.
+
     Args:
-        on_error: what to do with a broken row, an empty text or a missing column (default: stop).
+        on_error: what to do with a broken row, an empty text or a missing column (default: stop). If it does not raise,
+            it is called for every such row in turn, and the rows are kept in a side file (`skipped.py`).
+        workers: processes; None: as many as there are cores, or fewer where there is little to do.
+        seed: of the order of the rows.
 
     Raises:
-        LongspanError: a file is missing or broken; `out` holds sources of another tokenizer; the disk is full.
+        LongspanError: a file is missing or broken; `out` holds sources of another tokenizer; the disk is full; a
+            process died.
     """
     check_names(tuple(sources), where=out)
-    files = [find_files(source.files) for source in sources]
+    parts = [source_parts(source) for source in sources]
     for source in sources:
         _refuse_strangers(out / source.name)
     _place_tokenizer(out, tokenizer)
+    settings = _Settings(tokenizer, on_error, progress, workers, seed)
     return [
-        _prepare_source(source, named, out / source.name, tokenizer, on_error, progress)
-        for source, named in zip(sources, files, strict=True)
+        _prepare_source(source, found, out / source.name, settings)
+        for source, found in zip(sources, parts, strict=True)
     ]
 
 
-class Texts(NamedTuple):
-    """One row's texts by column (`query`, `document` and `negatives`, or `text`), and where the row stands."""
+class _Settings(NamedTuple):
+    tokenizer: Tokenizer
+    on_error: OnError
+    progress: Progress | None
+    workers: int | None
+    seed: int
 
-    file: str
-    number: int
-    columns: dict[str, list[str]]
+    def advance(self, what: str, total: int) -> Advance:
+        """Adds up what is done, and tells it on."""
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.progress is not None:
+                self.progress(what, done, total)
+
+        return advance
 
 
-def read_texts(source: Source, file: str, on_error: OnError = stop_on_error) -> Iterator[Texts]:
-    """The rows of one of a source's files, each with all the texts that the source asks for.
+def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _Settings) -> Manifest:
+    with ThreadPoolExecutor(num_cores()) as threads:
+        hashes = list(threads.map(lambda part: part.fingerprint(source), parts))
+    request = _request(source, hashes, settings)
+    if (folder / MANIFEST).is_file():
+        manifest = _vouched(folder, request, source)
+        shutil.rmtree(folder / PIECES, ignore_errors=True)  # a kill may have come just before the end
+        sweep_unfinished(folder)
+        return manifest
+    _begin(folder, request)
+    tools = Tools(
+        folder=folder / PIECES,
+        source=source,
+        tokenizer=settings.tokenizer,
+        schema=row_schema(source.kind, settings.tokenizer.vocab_size),
+        stop=settings.on_error is stop_on_error,
+        size=PIECE_SIZE,
+    )
+    stretches = [Stretch(part, number, 0, _num_bytes(part)) for number, part in enumerate(parts)]
+    num_bytes = sum(stretch.num_bytes for stretch in stretches)
+    with Workers(_num_workers(settings, num_bytes), tools, where=folder) as workers:
+        advance = settings.advance(f"{source.name}: tokenising", num_bytes)
+        done = sorted(_tokenised(workers, stretches, source.max_rows, advance), key=lambda one: one[:2])
+        of_part: list[list[Piece]] = [[] for _ in parts]
+        for one in done:
+            of_part[one.part_number] += one.pieces
+        pieces = list(itertools.chain.from_iterable(of_part))
+        for row in (row for piece in pieces for row in piece.skipped):
+            settings.on_error(row.as_error())
+        order = _order(tools.folder, pieces, settings.seed)
+        if not order.num_rows:
+            where = ", ".join(part.name for part in parts)
+            raise LongspanError(
+                f"source {source.name!r} has no rows", where=where, remedy="check its files and columns"
+            )
+        advance = settings.advance(f"{source.name}: shuffling", order.num_rows)
+        tasks = [ShardTask(order, folder / f"shard-{number:05d}.arrow", number) for number in range(order.num_shards)]
+        shards = dict(workers.run(gather_shard, tasks, advance))
+    inputs = list(map(_input_file, parts, hashes, of_part))
+    if any(file.num_skipped for file in inputs):
+        write_text(folder / SKIPPED, "".join(row.line for piece in pieces for row in piece.skipped))
+    manifest = Manifest(
+        kind=source.kind,
+        name=source.name,
+        query_task=source.query_task if isinstance(source, PairSource) else None,
+        document_task=source.document_task if isinstance(source, PairSource) else None,
+        weight=source.weight if isinstance(source, PairSource) else 1.0,
+        origin=source.origin,
+        revision=source.revision,
+        licence=source.licence,
+        num_rows=order.num_rows,
+        seed=settings.seed,
+        columns={name: Lengths.total(piece.lengths[name] for piece in pieces) for name in tools.schema.names},
+        tokenizer=settings.tokenizer.fingerprint,
+        request=request,
+        inputs=tuple(inputs),
+        shards=tuple(shards[number] for number in range(order.num_shards)),
+    )
+    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    remember_verified(folder, manifest.shards)  # they were hashed as they were written
+    shutil.rmtree(tools.folder)
+    return manifest
 
-    Raises:
-        LongspanError: the file is missing or torn, or whatever `on_error` raises for a broken row, a missing column or
-            an empty text.
-    """
-    for number, row in read_rows(file, on_error):
-        try:
-            columns = _columns(row, source, f"{file}:{number}")
-        except LongspanError as error:
-            on_error(error)
-            continue
-        yield Texts(file, number, columns)
+
+def _request(source: Source, hashes: list[str], settings: _Settings) -> str:
+    # Neither where the files are nor what is told of them changes a row. And not how rows are cut into shards: what was
+    # prepared with other sizes stays as good as it is.
+    about = {"files", "hub", "layout", "streaming", "sha256", "licence", "origin"}
+    wanted = source.model_dump(mode="json", exclude=about)
+    return sha256_json([FORMAT, wanted, hashes, settings.tokenizer.fingerprint, settings.seed])
+
+
+def _vouched(folder: Path, request: str, source: Source) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest.request != request:
+        raise LongspanError(
+            f"source {source.name!r} was prepared from other files or settings",
+            where=folder,
+            remedy="prepare into another folder, or delete this one",
+        )
+    if (manifest.origin, manifest.licence) != (source.origin, source.licence):
+        manifest = manifest.model_copy(update={"origin": source.origin, "licence": source.licence})
+        write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _begin(folder: Path, request: str) -> None:
+    """Keep what an earlier run of the same request has left, and nothing else."""
+    wanted = {"request": request, "sizes": [*PIECE_SIZE, ROWS_PER_SHARD, TOKENS_PER_SHARD]}
+    path = folder / PIECES / _REQUEST
+    if path.is_file() and read_json(path, remedy=f"delete {folder}") == wanted:
+        sweep_unfinished(folder)
+        sweep_unfinished(folder / PIECES)
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    write_json(path, wanted)
+
+
+def _num_bytes(part: Part) -> int:
+    return sum(Path(filesystem_of(file)[1]).stat().st_size for file in part.files if is_local(file))
+
+
+def _num_workers(settings: _Settings, num_bytes: int) -> int:
+    if settings.workers is not None:
+        return settings.workers
+    return max(1, min(num_cores(), num_bytes // BYTES_PER_WORKER))
+
+
+def _tokenised(
+    workers: Workers, stretches: list[Stretch], max_rows: int | None, advance: Advance
+) -> Iterator[Tokenised]:
+    if max_rows is None:
+        cuts = itertools.chain.from_iterable(list(workers.run(cut, stretches, advance)))
+        yield from workers.run(tokenise, cuts, advance)
+        return
+    for stretch in stretches:
+        [done] = workers.run(tokenise, [stretch._replace(max_rows=max_rows)], advance)
+        max_rows -= sum(piece.rows.num_rows for piece in done.pieces)
+        yield done
+
+
+def _order(folder: Path, pieces: list[Piece], seed: int) -> Order:
+    counts = [piece.rows.num_rows for piece in pieces]
+    num_rows = sum(counts)
+    num_tokens = sum(lengths.num_tokens for piece in pieces for lengths in piece.lengths.values())
+    # A number that the totals give, rather than places where sums of lengths would end a shard: each is found alone.
+    rows_per_shard = max(1, min(ROWS_PER_SHARD, TOKENS_PER_SHARD * num_rows // max(num_tokens, 1)))
+    starts = tuple(itertools.accumulate(counts, initial=0))
+    return Order(folder, tuple(piece.rows.file for piece in pieces), starts, rows_per_shard, seed)
+
+
+def _input_file(part: Part, sha256: str, pieces: list[Piece]) -> InputFile:
+    return InputFile(
+        file=part.name,
+        sha256=sha256,
+        num_rows=sum(piece.rows.num_rows for piece in pieces),
+        num_skipped=sum(len(piece.skipped) for piece in pieces),
+    )
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that holds anything but a source of ours: an unfinished one may be deleted."""
+    if not folder.exists():
+        return
+    unfinished = re.escape(UNFINISHED)
+    named = "|".join(map(re.escape, (MANIFEST, VERIFIED, SKIPPED, PIECES)))
+    ours = re.compile(rf"{named}|shard-\d{{5,}}\.arrow|{unfinished}.*")
+    our_pieces = re.compile(rf"{re.escape(_REQUEST)}|[\d-]+\.(arrow|json)|shard-\d{{5,}}\.json|{unfinished}.*")
+    strangers = _others(folder, ours) or (_others(folder / PIECES, our_pieces) if (folder / PIECES).exists() else [])
+    if strangers:
+        raise LongspanError(
+            f"{folder.name} is there already and is not a prepared source",
+            where=strangers[0],
+            remedy="choose another --out or another name for the source",
+        )
+
+
+def _others(folder: Path, ours: re.Pattern[str]) -> list[Path]:
+    if not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
 def _place_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
@@ -108,196 +277,3 @@ def _place_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
             where=path,
             remedy="prepare into another folder, or with the tokenizer of this one, or delete this one",
         )
-
-
-def _prepare_source(
-    source: Source,
-    files: list[str],
-    folder: Path,
-    tokenizer: Tokenizer,
-    on_error: OnError,
-    progress: Progress | None,
-) -> Manifest:
-    hashes = [_hash(file) for file in files]
-    settings = source.model_dump(mode="json", exclude={"files"})
-    # Not how rows are cut into shards: what an earlier version has prepared stays as good as it is.
-    request = sha256_json([FORMAT, settings, hashes, tokenizer.fingerprint])
-    if (folder / MANIFEST).is_file():
-        manifest = _vouched(folder, request, source.name)
-        if progress is not None:
-            progress(manifest.num_rows)
-        return manifest
-    if folder.exists():
-        shutil.rmtree(folder)  # what a killed run left
-    tally = _Tally(on_error)
-    texts = (row for file in files for row in read_texts(source, file, tally.of(file)))
-    encoded = _encoded(texts, source, tokenizer, tally, progress)
-    shards, num_tokens = _write(encoded, folder, PAIR_SCHEMA if isinstance(source, PairSource) else TEXT_SCHEMA)
-    if not shards:
-        raise LongspanError(
-            f"source {source.name!r} has no rows", where=", ".join(files), remedy="check its files and columns"
-        )
-    manifest = Manifest(
-        kind=source.kind,
-        name=source.name,
-        query_task=source.query_task if isinstance(source, PairSource) else None,
-        document_task=source.document_task if isinstance(source, PairSource) else None,
-        weight=source.weight if isinstance(source, PairSource) else 1.0,
-        num_rows=sum(shard.num_rows for shard in shards),
-        num_tokens=num_tokens,
-        tokenizer=tokenizer.fingerprint,
-        request=request,
-        inputs=tuple(
-            InputFile(file=file, sha256=sha256, num_rows=tally.kept[file], num_skipped=tally.skipped[file])
-            for file, sha256 in zip(files, hashes, strict=True)
-        ),
-        shards=tuple(shards),
-    )
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    return manifest
-
-
-def _vouched(folder: Path, request: str, name: str) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest.request != request:
-        raise LongspanError(
-            f"source {name!r} was prepared from other files or settings",
-            where=folder,
-            remedy="prepare into another folder, or delete this one",
-        )
-    return manifest
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Refuse a folder that holds anything but a source of ours: an unfinished one is deleted."""
-    ours = re.compile(rf"{re.escape(MANIFEST)}|shard-\d{{5}}\.arrow|{re.escape(UNFINISHED)}.*")
-    if folder.is_dir():
-        strangers = sorted(path for path in folder.iterdir() if not ours.fullmatch(path.name))
-    else:
-        strangers = [folder] if folder.exists() else []
-    if strangers:
-        raise LongspanError(
-            f"{folder.name} is there already and is not a prepared source",
-            where=strangers[0],
-            remedy="choose another --out or another name for the source",
-        )
-
-
-class _Tally:
-    """Passes broken rows on, and counts by file the rows that were skipped and kept."""
-
-    def __init__(self, on_error: OnError) -> None:
-        self._on_error = on_error
-        self.skipped: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
-
-    def of(self, file: str) -> OnError:
-        def skip(error: LongspanError) -> None:
-            self._on_error(error)
-            self.skipped[file] += 1
-
-        return skip
-
-
-_Encoded = dict[str, list[np.ndarray]]
-"""A row's token ids by column."""
-
-
-def _encoded(
-    texts: Iterator[Texts], source: Source, tokenizer: Tokenizer, tally: _Tally, progress: Progress | None
-) -> Iterator[_Encoded]:
-    while batch := list(itertools.islice(texts, ROWS_PER_BATCH)):
-        flat = iter(tokenizer.encode([text for row in batch for column in row.columns.values() for text in column]))
-        for row in batch:
-            ids = {name: list(itertools.islice(flat, len(column))) for name, column in row.columns.items()}
-            empty = [name for name, lists in ids.items() if not all(map(len, lists))]
-            if empty:
-                tally.of(row.file)(_no_text(getattr(source, empty[0]), "holds no word", f"{row.file}:{row.number}"))
-                continue
-            tally.kept[row.file] += 1
-            yield ids
-        if progress is not None:
-            progress(len(batch))
-
-
-def _write(rows: Iterator[_Encoded], folder: Path, schema: pa.Schema) -> tuple[list[Shard], dict[str, int]]:
-    """Write the shards; also counts the tokens of every column."""
-    shards: list[Shard] = []
-    num_tokens = dict.fromkeys(schema.names, 0)
-    for part in _shards(rows):
-        columns = {name: [row[name] for row in part] for name in schema.names}
-        arrays = [_array(name, lists) for name, lists in columns.items()]
-        shards.append(write_shard(folder / f"shard-{len(shards):05d}.arrow", arrays, schema))
-        for name, lists in columns.items():
-            num_tokens[name] += sum(len(ids) for row in lists for ids in row)
-    return shards, num_tokens
-
-
-def _shards(rows: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
-    shard: list[_Encoded] = []
-    num_tokens = 0
-    for row in rows:
-        shard.append(row)
-        num_tokens += sum(len(ids) for lists in row.values() for ids in lists)
-        if len(shard) >= ROWS_PER_SHARD or num_tokens >= TOKENS_PER_SHARD:
-            yield shard
-            shard, num_tokens = [], 0
-    if shard:
-        yield shard
-
-
-def _array(column: str, rows: list[list[np.ndarray]]) -> pa.Array:
-    return nested_id_lists(rows) if column == "negatives" else id_lists([ids for [ids] in rows])
-
-
-def _columns(row: Row, source: Source, where: str) -> dict[str, list[str]]:
-    if isinstance(source, TextSource):
-        return {"text": [_text(row, source.text, where)]}
-    return {
-        "query": [_text(row, source.query, where)],
-        "document": [_text(row, source.document, where)],
-        "negatives": [] if source.negatives is None else _texts(row, source.negatives, where),
-    }
-
-
-def _text(row: Row, column: str, where: str) -> str:
-    if column not in row:
-        raise LongspanError(
-            f"the row has no column {column!r}",
-            where=where,
-            remedy=f"its columns are: {', '.join(map(str, row))}; name the right one in the source",
-        )
-    return _checked(row[column], column, where)
-
-
-def _texts(row: Row, column: str, where: str) -> list[str]:
-    texts = row.get(column)
-    if not isinstance(texts, list):
-        raise LongspanError(
-            f"column {column!r} does not list texts",
-            where=where,
-            remedy=f'write it as a list: "{column}": ["...", "..."]',
-        )
-    return [_checked(text, column, where) for text in texts]
-
-
-def _checked(text: Any, column: str, where: str) -> str:
-    if text is not None and not isinstance(text, str):
-        raise _no_text(column, "is not a text", where)
-    if text is None or not text.strip():
-        raise _no_text(column, "is empty", where)
-    return text
-
-
-def _no_text(column: str, what: str, where: str) -> LongspanError:
-    remedy = "correct the row, or pass --on-error skip to leave such rows out"
-    return LongspanError(f"{column!r} {what}", where=where, remedy=remedy)
-
-
-def _hash(file: str) -> str:
-    if "://" in file:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(file)
-        return str(filesystem.checksum(path))
-    return sha256_file(file)

@@ -1,27 +1,46 @@
-"""Raw files to rows: JSON Lines, Parquet, CSV, TSV and plain text, compressed or not, local or any fsspec URL."""
+"""Kinds of files to rows: JSON Lines, Parquet, CSV, TSV and plain text, compressed or not, local or remote."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import lzma
 import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-import fsspec
-
+from longspan.data.compressed import TORN, bare_name, open_bytes
+from longspan.data.places import is_local
+from longspan.data.skipped import BrokenRow, OnError, stop_on_error
 from longspan.errors import LongspanError
 
 Row = dict[str, Any]
-OnError = Callable[[LongspanError], None]
-"""What to do with a broken row: raise the error (stop) or take note of it (skip)."""
+Columns = Sequence[str] | None
 
-COMPRESSIONS = (".gz", ".bz2", ".xz")
+PARQUET = ".parquet"
 PARQUET_BATCH = 1024
+"""Rows of a Parquet file that are in memory at a time, beside the row group they are decoded from."""
+
+
+class Lines(NamedTuple):
+    """A stretch of a plain JSON Lines file that begins and ends with a line."""
+
+    start: int
+    end: int
+    """Places of the first byte, and behind the last."""
+    first: int
+    """Number of the first line."""
+
+
+def is_plain_lines(file: str) -> bool:
+    """Whether a file can be read in stretches of lines: JSON Lines on this machine, not compressed."""
+    return is_local(file) and _READERS.get(PurePosixPath(file).suffix.lower()) is _json_lines
+
+
+def is_readable(file: str) -> bool:
+    """Whether `read_rows` knows a file's kind (told by its name)."""
+    return _kind(file) in (*_READERS, PARQUET)
 
 
 def is_running_text(file: str) -> bool:
@@ -29,50 +48,39 @@ def is_running_text(file: str) -> bool:
     return _READERS.get(_kind(file)) is _text
 
 
-def stop_on_error(error: LongspanError) -> None:
-    """Refuse the whole file at its first broken row."""
-    raise error
-
-
-def find_files(patterns: tuple[str, ...]) -> list[str]:
-    """The files that paths, globs and URLs name, sorted within each pattern.
-
-    Raises:
-        LongspanError: a pattern names nothing or a folder, or a file is named twice.
-    """
-    found = []
-    for pattern in patterns:
-        filesystem, path = _filesystem(pattern)
-        matches = [path] if filesystem.isfile(path) else []  # a plain file's name may hold brackets too
-        if not matches and any(mark in path for mark in "*?["):
-            matches = sorted(match for match in filesystem.glob(path) if filesystem.isfile(match))
-        if not matches:
-            raise _no_file(pattern, filesystem.isdir(path))
-        found += [filesystem.unstrip_protocol(match) if "://" in pattern else str(match) for match in matches]
-    twice = [file for file, count in Counter(found).items() if count > 1]
-    if twice:
-        raise LongspanError("the file is named twice", where=twice[0], remedy="name each file once, or by one glob")
-    return found
-
-
-def read_rows(file: str, on_error: OnError = stop_on_error) -> Iterator[tuple[int, Row]]:
+def read_rows(
+    file: str, on_error: OnError = stop_on_error, *, columns: Columns = None, lines: Lines | None = None
+) -> Iterator[tuple[int, Row]]:
     """Rows of a file with their numbers (lines from 1; rows from 1 in Parquet), in order.
 
-    The kind is told by the name: .jsonl / .ndjson, .parquet, .csv, .tsv, .txt / .md / .rst (one row, column `text`).
+    The kind is told by the name: .jsonl / .ndjson, .parquet, .csv, .tsv, .txt / .md / .rst (one row, column `text`),
+    each also with .gz, .bz2, .xz or .zst behind it.
+
+    Args:
+        columns: the columns that are needed. Parquet files that have them all are read without the others; every other
+            row comes whole.
+        lines: read only this stretch of a file that `is_plain_lines`.
 
     Raises:
         LongspanError: an unknown kind, a file that is missing or torn, or whatever `on_error` raises for a broken row.
     """
     kind = _kind(file)
-    if kind not in _READERS:
+    if not is_readable(file):
         raise LongspanError(
             f"files of kind {kind} are not read" if kind else "the file's name has no ending that tells its kind",
             where=file,
-            remedy="convert it to .jsonl, .parquet, .csv, .tsv or .txt (compressed with .gz, .bz2 or .xz if you like)",
+            remedy="convert it to .jsonl, .parquet, .csv, .tsv or .txt (.gz, .bz2, .xz or .zst may follow)",
         )
     try:
-        yield from _READERS[kind](file, on_error)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        with open_bytes(file) as stream:
+            if lines is not None:
+                stream.seek(lines.start)
+                yield from _json_lines(file, _until(stream, lines.end), on_error, lines.first)
+            elif kind == PARQUET:
+                yield from _parquet(file, stream, columns)
+            else:
+                yield from _READERS[kind](file, stream, on_error)
+    except TORN as error:
         raise LongspanError(
             f"the file cannot be read to its end: {error}",
             where=file,
@@ -80,83 +88,73 @@ def read_rows(file: str, on_error: OnError = stop_on_error) -> Iterator[tuple[in
         ) from None
 
 
-def _filesystem(pattern: str) -> tuple[Any, str]:
-    try:
-        return fsspec.core.url_to_fs(pattern)
-    except (ValueError, ImportError) as error:
-        raise LongspanError(
-            f"this kind of place cannot be opened: {error}",
-            where=pattern,
-            remedy="install what it needs, or copy the files to this machine",
-        ) from None
+def _json_lines(file: str, stream: Iterable[bytes], on_error: OnError, first: int = 1) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(stream, first):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+            if b"\\ud" in line or b"\\uD" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+        except (ValueError, RecursionError) as error:  # also what is not UTF-8
+            on_error(_broken(file, number, f"broken JSON: {error}", line))
+            continue
+        if not isinstance(row, dict):
+            on_error(_broken(file, number, "the line is not a JSON object", line))
+            continue
+        yield number, row
 
 
-def _no_file(pattern: str, is_folder: bool) -> LongspanError:
-    if is_folder:
-        remedy = f"name its files, for example {pattern.rstrip('/')}/*.jsonl"
-        return LongspanError(f"{pattern} is a folder, not a file", where=pattern, remedy=remedy)
-    remedy = "check the path; globs like data/*.jsonl.gz are allowed"
-    return LongspanError(f"no file {pattern}", where=pattern, remedy=remedy)
+def _until(stream: BinaryIO, end: int) -> Iterator[bytes]:
+    """The lines of a stream up to the place `end`."""
+    place = stream.tell()
+    while place < end and (line := stream.readline()):
+        place += len(line)
+        yield line
 
 
-def _json_lines(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
-    with _open(file, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-                if b"\\ud" in line or b"\\uD" in line:
-                    json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
-            except (ValueError, RecursionError) as error:  # also what is not UTF-8
-                on_error(_broken(file, number, f"broken JSON: {error}"))
-                continue
-            if not isinstance(row, dict):
-                on_error(_broken(file, number, "the line is not a JSON object"))
-                continue
-            yield number, row
-
-
-def _parquet(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
+def _parquet(file: str, stream: BinaryIO, columns: Columns) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    del on_error  # a Parquet file is whole or unreadable
-    with _open(file, "rb") as stream:
-        try:
-            number = 0
-            for batch in parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_BATCH):
+    try:
+        whole = parquet.ParquetFile(stream)
+        # All of them where one is missing, so that what is said about the row can name those that are there.
+        wanted = list(columns) if columns is not None and set(columns) <= set(whole.schema_arrow.names) else None
+        number = 0
+        for group in range(whole.num_row_groups):
+            for batch in whole.iter_batches(PARQUET_BATCH, row_groups=[group], columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise LongspanError(
-                f"not a whole Parquet file: {error}", where=file, remedy="download or write it again"
-            ) from None
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise LongspanError(
+            f"not a whole Parquet file: {error}", where=file, remedy="download or write it again"
+        ) from None
 
 
-def _comma_separated(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
+def _comma_separated(file: str, stream: BinaryIO, on_error: OnError) -> Iterator[tuple[int, Row]]:
     # Strict: else a quotation mark that is never closed swallows the rest of the file.
-    return _table(file, on_error, delimiter=",", strict=True)
+    return _table(file, stream, on_error, delimiter=",", strict=True)
 
 
-def _tab_separated(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
+def _tab_separated(file: str, stream: BinaryIO, on_error: OnError) -> Iterator[tuple[int, Row]]:
     # Tab-separated files have no quoting in this field (BEIR's qrels, GLUE).
-    return _table(file, on_error, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _table(file, stream, on_error, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _table(file: str, on_error: OnError, **dialect: Any) -> Iterator[tuple[int, Row]]:
+def _table(file: str, stream: BinaryIO, on_error: OnError, **dialect: Any) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(sys.maxsize)  # the default refuses documents of more than 131,072 characters
     # What is not UTF-8 comes as lone surrogates, so that only its row is broken.
-    with _open(file, "rt", errors="surrogateescape") as stream:
-        lines = csv.reader(stream, **dialect)
+    with _as_text(stream, errors="surrogateescape") as text:
+        lines = csv.reader(text, **dialect)
         names = _fields(lines, file) or []
         if len(set(names)) < len(names):
             raise _broken(file, 1, f"two columns have one name: {', '.join(names)}")
         while True:
             try:
                 fields = _fields(lines, file)
-            except LongspanError as error:
+            except BrokenRow as error:
                 on_error(error)
                 continue
             if fields is None:
@@ -165,44 +163,42 @@ def _table(file: str, on_error: OnError, **dialect: Any) -> Iterator[tuple[int, 
                 yield lines.line_num, dict(zip(names, fields, strict=True))
             elif fields:  # an empty line has none
                 what = f"the line has {len(fields)} fields, the first line names {len(names)}"
-                on_error(_broken(file, lines.line_num, what))
+                on_error(_broken(file, lines.line_num, what, dialect["delimiter"].join(fields)))
 
 
 def _fields(lines: Any, file: str) -> list[str] | None:
     """The next row of a `csv.reader`; None after the last."""
     try:
         fields = next(lines)
-        "".join(fields).encode()
     except StopIteration:
         return None
     except csv.Error as error:
         raise _broken(file, lines.line_num, f"broken CSV: {error}") from None
+    try:
+        "".join(fields).encode()
     except UnicodeEncodeError:
-        raise _broken(file, lines.line_num, "not UTF-8 text") from None
+        raw = " ".join(fields).encode("utf-8", "surrogateescape")
+        raise _broken(file, lines.line_num, "not UTF-8 text", raw) from None
     return fields
 
 
-def _text(file: str, on_error: OnError) -> Iterator[tuple[int, Row]]:
-    with _open(file, "rt") as stream:
+def _text(file: str, stream: BinaryIO, on_error: OnError) -> Iterator[tuple[int, Row]]:
+    with _as_text(stream) as text:
         try:
-            text = stream.read()
+            whole = text.read()
         except UnicodeDecodeError as error:
             on_error(_broken(file, 1, f"not UTF-8 text: {error}"))
             return
-    yield 1, {"text": text}
+    yield 1, {"text": whole}
 
 
 def _kind(file: str) -> str:
-    bare = PurePosixPath(file)
-    if bare.suffix.lower() in COMPRESSIONS:
-        bare = bare.with_suffix("")
-    return bare.suffix.lower()
+    return bare_name(file).suffix.lower()
 
 
-_READERS: dict[str, Callable[[str, OnError], Iterator[tuple[int, Row]]]] = {
+_READERS: dict[str, Callable[[str, BinaryIO, OnError], Iterator[tuple[int, Row]]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".parquet": _parquet,
     ".csv": _comma_separated,
     ".tsv": _tab_separated,
     ".txt": _text,
@@ -211,15 +207,16 @@ _READERS: dict[str, Callable[[str, OnError], Iterator[tuple[int, Row]]]] = {
 }
 
 
-def _open(file: str, mode: str, errors: str | None = None) -> Any:
+def _as_text(stream: BinaryIO, errors: str | None = None) -> io.TextIOWrapper:
     # utf-8-sig leaves out the mark that some programs (Excel) put before the first line.
-    options = {"encoding": "utf-8-sig", "newline": "", "errors": errors} if "t" in mode else {}
-    return fsspec.open(file, mode, compression="infer", **options)
+    return io.TextIOWrapper(stream, "utf-8-sig", errors, newline="")
 
 
-def _broken(file: str, number: int, what: str) -> LongspanError:
-    return LongspanError(
+def _broken(file: str, number: int, what: str, raw: bytes | str | None = None) -> BrokenRow:
+    return BrokenRow(
         what,
-        where=f"{file}:{number}",
+        file=file,
+        number=number,
         remedy="correct the line or take it out (longspan prepare --on-error skip leaves broken rows out)",
+        raw=raw,
     )

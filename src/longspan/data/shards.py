@@ -1,210 +1,272 @@
-"""Prepared sources on disk: memory-mapped Arrow files of token ids, and the manifest that vouches for them.
+"""Prepared sources on disk, opened for reading: memory-mapped Arrow files of token ids.
 
 A prepared source is a folder: `manifest.json` (written last: a folder without it is unfinished) and
 `shard-NNNNN.arrow`. Rows hold token ids without prefixes and special tokens, uncut: prefixes and cuts belong to the
 recipe. Any Arrow tool opens the shards.
+
+Opening costs nothing that grows with the data: a shard is mapped when a row of it is first asked for, and its hash is
+computed once. After that, size and time of the file vouch for it (`verified.json`), as in any build tool;
+`longspan data verify` computes all hashes anew.
+
+Axes: N rows asked for, H negatives of each, T tokens.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from longspan.config import Config
+from longspan.data.manifest import Shard, prepare_again, read_manifest
+from longspan.data.ragged import places_of
 from longspan.errors import LongspanError
-from longspan.files import atomic_path, read_json, sha256_file, sha256_json
-from longspan.text.tasks import Task
+from longspan.files import read_json, sha256_file, write_json
 
-MANIFEST = "manifest.json"
-FORMAT = 1
+VERIFIED = "verified.json"
+"""Beside the manifest: size and modification time of every shard whose hash was found right."""
 
-_IDS = pa.large_list(pa.int32())
-PAIR_SCHEMA = pa.schema({"query": _IDS, "document": _IDS, "negatives": pa.large_list(_IDS)})
-TEXT_SCHEMA = pa.schema({"text": _IDS})
+MAPPED_SHARDS = 34
+"""How many shards stay mapped, all sources together; a batch touches at most two windows of the plan."""
 
-
-class Shard(Config):
-    """One Arrow file."""
-
-    file: str
-    num_rows: int
-    num_bytes: int
-    sha256: str
-
-
-class InputFile(Config):
-    """One raw file that went in."""
-
-    file: str
-    sha256: str
-    num_rows: int
-    """Rows kept."""
-    num_skipped: int
-
-
-class Manifest(Config):
-    """What a prepared source holds."""
-
-    format: int = FORMAT
-    kind: Literal["pairs", "text"]
-    name: str
-    query_task: Task | None = None
-    document_task: Task | None = None
-    weight: float = 1.0
-    num_rows: int
-    num_tokens: dict[str, int]
-    """Column -> tokens, without prefixes and special tokens."""
-    tokenizer: str
-    """Fingerprint of the tokenizer."""
-    request: str
-    """Fingerprint of what was asked for: source, input files, tokenizer."""
-    inputs: tuple[InputFile, ...]
-    shards: tuple[Shard, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever a row changes; the place of the raw files does not matter."""
-        content = [self.kind, self.name, self.query_task, self.document_task, self.weight, self.tokenizer]
-        return sha256_json([*content, [[shard.sha256, shard.num_rows] for shard in self.shards]])
-
-
-def write_shard(path: Path, columns: Sequence[pa.Array], schema: pa.Schema) -> Shard:
-    """Write one Arrow file of one record batch, atomically."""
-    batch = pa.record_batch(list(columns), schema=schema)
-    with atomic_path(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as w:
-        w.write_batch(batch)
-    return Shard(file=path.name, num_rows=batch.num_rows, num_bytes=path.stat().st_size, sha256=sha256_file(path))
-
-
-def id_lists(sequences: Sequence[np.ndarray]) -> pa.Array:
-    """An Arrow column of token id lists."""
-    offsets = np.fromiter(itertools.accumulate(map(len, sequences), initial=0), dtype=np.int64)
-    values = np.concatenate(sequences) if sequences else np.empty(0, dtype=np.int32)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, type=pa.int32()))
-
-
-def nested_id_lists(rows: Sequence[Sequence[np.ndarray]]) -> pa.Array:
-    """An Arrow column of lists of token id lists."""
-    offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int64)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), id_lists([ids for row in rows for ids in row]))
-
-
-class IdColumn:
-    """A column of token id lists over several shards, as slices of memory-mapped arrays (nothing is copied)."""
-
-    def __init__(self, arrays: Sequence[pa.LargeListArray]) -> None:
-        self._offsets = [array.offsets.to_numpy() for array in arrays]
-        self._values = [array.values.to_numpy() for array in arrays]
-        self._starts = np.array([0, *itertools.accumulate(len(array) for array in arrays)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offsets, local = self._offsets[shard], row - self._starts[shard]
-        return self._values[shard][offsets[local] : offsets[local + 1]]
-
-    def lengths(self) -> np.ndarray:
-        """Number of ids in every row, int64."""
-        return np.concatenate([np.diff(offsets) for offsets in self._offsets])
-
-    def counts(self, size: int) -> np.ndarray:
-        """How often each id below `size` occurs, int64."""
-        return np.sum([np.bincount(values, minlength=size) for values in self._values], axis=0)
+Progress = Callable[[int], None]
+"""Called with the number of bytes read since the last call."""
 
 
 class PreparedSource:
     """A prepared source, opened for reading.
 
     Raises:
-        LongspanError: on opening, if the manifest or a shard is missing, has another size or another hash than the
-            manifest says.
+        LongspanError: on opening, if the manifest or a shard is missing, or a shard has another size or another hash
+            than the manifest says.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        if verify:
-            for shard in self.manifest.shards:
-                _verify(folder / shard.file, shard)
-        self._batches = [_map(folder / shard.file) for shard in self.manifest.shards]
+        _verify_what_changed(folder, self.manifest.shards)
+        self._paths = [(folder / shard.file, *_stamp(folder / shard.file)) for shard in self.manifest.shards]
+        self._sizes = [shard.num_rows for shard in self.manifest.shards]
 
     def __len__(self) -> int:
         return self.manifest.num_rows
 
     def ids(self, column: str) -> IdColumn:
         """The token ids of `query`, `document` (pairs) or `text`."""
-        return IdColumn([batch.column(column) for batch in self._batches])
+        return IdColumn(self._columns(column), self._sizes)
 
     def negatives(self) -> NegativesColumn:
         """The token ids of every row's hard negatives."""
-        return NegativesColumn([batch.column("negatives") for batch in self._batches])
+        return NegativesColumn(self._columns("negatives"), self._sizes)
+
+    def _columns(self, column: str) -> list[Callable[[], pa.LargeListArray]]:
+        return [functools.partial(_column, column, *place) for place in self._paths]
 
 
-class NegativesColumn:
+class Found(NamedTuple):
+    """Where N sequences of token ids stand: number of the shard, first place in its flat values, length (int64)."""
+
+    shard_N: np.ndarray
+    start_N: np.ndarray
+    length_N: np.ndarray
+
+
+class _Lists:
+    """Lists over several shards; a shard is opened when a row of it is asked for."""
+
+    def __init__(self, shards: Sequence[Callable[[], pa.LargeListArray]], sizes: Sequence[int]) -> None:
+        self._shards = shards
+        self._firsts = np.array([0, *itertools.accumulate(sizes)])
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        """Offsets of the rows, flat token ids, and what the rows list."""
+        array = self._shards[shard]()
+        inner = array.values
+        flat = inner.values if pa.types.is_large_list(inner.type) else inner
+        return _numbers(array.offsets), _numbers(flat), inner
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and its number there."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        shard = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return shard, row - int(self._firsts[shard])
+
+    def _by_shard(self, rows_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that is touched: its number, which of the N rows stand in it, and their numbers there."""
+        shard_N = np.searchsorted(self._firsts, rows_N, side="right") - 1
+        for shard, which in _groups(shard_N):
+            yield shard, which, rows_N[which] - self._firsts[shard]
+
+    def copy(self, found: Found, lengths_N: np.ndarray, out_T: np.ndarray, places_N: np.ndarray) -> None:
+        """Write the first `lengths[n]` ids of every sequence to `out[places[n]:]`."""
+        for shard, which in _groups(found.shard_N):
+            _, values, _ = self._open(shard)
+            lengths = lengths_N[which]
+            out_T[places_of(places_N[which], lengths)] = values[places_of(found.start_N[which], lengths)]
+
+
+class IdColumn(_Lists):
+    """A column of token id lists over several shards, as slices of memory-mapped arrays (nothing is copied)."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        shard, local = self._place(row)
+        offsets, values, _ = self._open(shard)
+        return values[offsets[local] : offsets[local + 1]]
+
+    def find(self, rows_N: np.ndarray) -> Found:
+        """Where the sequences of the given rows stand."""
+        start_N, length_N = np.empty(len(rows_N), dtype=np.int64), np.empty(len(rows_N), dtype=np.int64)
+        shard_N = np.empty(len(rows_N), dtype=np.int64)
+        for shard, which, local in self._by_shard(rows_N):
+            offsets, _, _ = self._open(shard)
+            shard_N[which], start_N[which] = shard, offsets[local]
+            length_N[which] = offsets[local + 1] - offsets[local]
+        return Found(shard_N, start_N, length_N)
+
+    def lengths(self) -> np.ndarray:
+        """Number of ids in every row, int64."""
+        return np.concatenate([np.diff(self._open(shard)[0]) for shard in range(len(self._shards))])
+
+    def by_shard(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The flat ids and the lengths (int64) of every shard in turn."""
+        for shard in range(len(self._shards)):
+            offsets, values, _ = self._open(shard)
+            yield values, np.diff(offsets)
+
+    def counts(self, size: int) -> np.ndarray:
+        """How often each id below `size` occurs, int64."""
+        return np.sum([np.bincount(values, minlength=size) for values, _ in self.by_shard()], axis=0)
+
+
+class NegativesColumn(_Lists):
     """A column of lists of token id lists."""
 
-    def __init__(self, arrays: Sequence[pa.LargeListArray]) -> None:
-        self._offsets = [array.offsets.to_numpy() for array in arrays]
-        self._lists = [IdColumn([array.values]) for array in arrays]
-        self._starts = np.array([0, *itertools.accumulate(len(array) for array in arrays)])
+    def counts(self, rows_N: np.ndarray) -> np.ndarray:
+        """How many negatives each of the rows has, int64."""
+        count_N = np.empty(len(rows_N), dtype=np.int64)
+        for shard, which, local in self._by_shard(rows_N):
+            offsets, _, _ = self._open(shard)
+            count_N[which] = offsets[local + 1] - offsets[local]
+        return count_N
 
-    def _place(self, row: int) -> tuple[int, int, int]:
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offsets, local = self._offsets[shard], row - self._starts[shard]
-        return shard, int(offsets[local]), int(offsets[local + 1])
-
-    def count(self, row: int) -> int:
-        """How many negatives the row has."""
-        _, start, end = self._place(row)
-        return end - start
-
-    def pick(self, row: int, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The row's negatives of the given numbers."""
-        shard, start, _ = self._place(row)
-        return [self._lists[shard][start + number] for number in numbers]
+    def find(self, rows_N: np.ndarray, numbers_NH: np.ndarray) -> Found:
+        """Where the negatives of the given numbers stand; those of the first row first (N * H sequences)."""
+        shape = numbers_NH.shape
+        start_NH, length_NH = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
+        shard_NH = np.empty(shape, dtype=np.int64)
+        for shard, which, local in self._by_shard(rows_N):
+            offsets, _, inner = self._open(shard)
+            inner_offsets = _numbers(inner.offsets)
+            place = offsets[local][:, None] + numbers_NH[which]
+            shard_NH[which], start_NH[which] = shard, inner_offsets[place]
+            length_NH[which] = inner_offsets[place + 1] - inner_offsets[place]
+        return Found(shard_NH.ravel(), start_NH.ravel(), length_NH.ravel())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read a prepared source's manifest.
+def verify_source(folder: Path, progress: Progress | None = None) -> None:
+    """Compute the hash of every shard anew, and remember which files were found right.
 
     Raises:
-        LongspanError: it is missing (the source is not, or not completely, prepared) or of another format.
+        LongspanError: a shard is missing or is not what the manifest vouches for.
     """
-    path = folder / MANIFEST
-    remedy = _again(folder) if path.is_file() else "prepare the source first: longspan prepare SOURCE --out DIR"
-    values = read_json(path, remedy=remedy)
-    if isinstance(values, dict) and values.get("format") != FORMAT:
-        raise LongspanError(
-            f"the prepared data has format {values.get('format')}, this version of longspan reads {FORMAT}",
-            where=path,
-            remedy=_again(folder),
-        )
-    return Manifest.parse(values, where=path)
+    shards = read_manifest(folder).shards
+    for shard in shards:
+        _check_size(folder / shard.file, shard)
+        _check_hash(folder / shard.file, shard)
+        if progress is not None:
+            progress(shard.num_bytes)
+    remember_verified(folder, shards)
 
 
-def _verify(path: Path, shard: Shard) -> None:
+def remember_verified(folder: Path, shards: Sequence[Shard]) -> None:
+    """Note size and time of shards whose content is known to be right; a folder may be read-only."""
+    stamps = {shard.file: list(_stamp(folder / shard.file)) for shard in shards}
+    if read_stamps(folder) != stamps:
+        try:
+            write_json(folder / VERIFIED, stamps)
+        except LongspanError:
+            return  # read-only data: hashes are computed again next time
+
+
+def read_stamps(folder: Path) -> dict[str, Any]:
+    """What `remember_verified` noted."""
+    path = folder / VERIFIED
+    try:
+        stamps = read_json(path, remedy="delete it") if path.is_file() else {}
+    except LongspanError:
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _verify_what_changed(folder: Path, shards: Sequence[Shard]) -> None:
+    stamps = read_stamps(folder)
+    for shard in shards:
+        path = folder / shard.file
+        _check_size(path, shard)
+        if stamps.get(shard.file) != list(_stamp(path)):
+            _check_hash(path, shard)
+    remember_verified(folder, shards)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise LongspanError(f"{shard.file} is missing", where=path, remedy=_again(path.parent))
-    size = path.stat().st_size
-    if size != shard.num_bytes or sha256_file(path) != shard.sha256:
-        raise LongspanError(
-            f"{shard.file} is not what the manifest vouches for ({size} bytes, expected {shard.num_bytes}; "
-            "or its content has changed)",
-            where=path,
-            remedy=_again(path.parent),
-        )
+        raise LongspanError(f"{shard.file} is missing", where=path, remedy=prepare_again(path.parent))
+    if path.stat().st_size != shard.num_bytes:
+        raise _not_vouched(path, shard)
 
 
-def _again(folder: Path) -> str:
-    return f"delete {folder} and prepare the source again"
+def _check_hash(path: Path, shard: Shard) -> None:
+    if sha256_file(path) != shard.sha256:
+        raise _not_vouched(path, shard)
 
 
-def _map(path: Path) -> pa.RecordBatch:
+def _not_vouched(path: Path, shard: Shard) -> LongspanError:
+    return LongspanError(
+        f"{shard.file} is not what the manifest vouches for ({path.stat().st_size} bytes, expected {shard.num_bytes}; "
+        "or its content has changed)",
+        where=path,
+        remedy=prepare_again(path.parent),
+    )
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    """An Arrow array of whole numbers without nulls, as it lies in memory."""
+    # Not `to_numpy`: its first call imports pandas where that is installed, which takes longer than the first batch.
+    dtype, values = np.dtype(array.type.to_pandas_dtype()), array.buffers()[1]
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(values, dtype, count=len(array), offset=array.offset * dtype.itemsize)
+
+
+def _groups(shard_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each distinct number, and where it stands."""
+    if not len(shard_N):
+        return
+    order = np.argsort(shard_N, kind="stable")
+    ordered = shard_N[order]
+    edges = np.flatnonzero(np.diff(ordered)) + 1
+    for which in np.split(order, edges):
+        yield int(shard_N[which[0]]), which
+
+
+def _column(column: str, path: Path, size: int, modified: int) -> Any:
+    return _map(path, size, modified).column(column)
+
+
+@functools.lru_cache(maxsize=MAPPED_SHARDS)
+def _map(path: Path, size: int, modified: int) -> pa.RecordBatch:
+    # Size and time are part of the key: a file that was written anew is another file.
     return pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)

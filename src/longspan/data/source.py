@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from longspan.config import Config
 from longspan.errors import LongspanError
@@ -23,13 +23,77 @@ def _check_name(name: str) -> str:
 SourceName = Annotated[str, AfterValidator(_check_name)]
 
 
-class PairSource(Config):
+Layout = Literal["files", "text", "hub", "release", "beir", "mteb"]
+"""How a source's rows lie: in files; in a folder of running texts; in a folder as on the Hugging Face hub; as the
+original authors have released theirs; in a retrieval set of BEIR's or MTEB's form."""
+
+_ONLY_FOR: dict[str, tuple[Layout, ...]] = {
+    "config": ("hub", "mteb"),
+    "split": ("hub", "beir", "mteb"),
+    "min_score": ("beir", "mteb"),
+}
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _AnySource(Config):
+    """What every source says of its place and its origin."""
+
+    name: SourceName
+    files: tuple[str, ...] = Field(default=(), min_length=1)
+    """Paths, globs or fsspec URLs; or one folder."""
+    hub: str | None = None
+    """Instead of files: a data set of the Hugging Face hub, owner/name, read through `datasets`."""
+    layout: Layout | None = None
+    """How the rows lie there; None: told from what the folder holds."""
+    config: str | None = None
+    """Which configuration of a hub or MTEB data set."""
+    split: str | None = None
+    """Which split; None: the only one, or else train."""
+    revision: str | None = None
+    """Which version of the data; on the hub a commit, branch or tag."""
+    streaming: bool = False
+    """Read the hub's data set while it comes, rather than download it whole first."""
+    sha256: dict[str, Sha256] = Field(default_factory=dict)
+    """File name (or the end of its path) -> what its SHA-256 has to be."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Take only so many rows, the first."""
+    licence: str | None = None
+    origin: str | None = None
+    """Where the data comes from: a URL."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Self:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError("name either its files or a data set of the hub (files = ..., or hub = ...)")
+        if self.hub is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.hub, re.ASCII):
+            raise ValueError(f"hub is {self.hub!r} and not owner/name; a folder of this machine belongs in files")
+        if self.hub is not None and self.layout not in (None, "hub"):
+            raise ValueError(f"a data set of the hub cannot have the layout {self.layout!r}")
+        if self.streaming and self.hub is None:
+            raise ValueError("streaming is for hub = ...; files are read piece by piece anyway")
+        layout = "hub" if self.hub is not None else self.layout
+        if layout is not None and (wrong := self.misplaced(layout)):
+            raise ValueError(wrong)
+        return self
+
+    def misplaced(self, layout: Layout) -> str | None:
+        """What this source says that has no meaning in a layout, as a sentence."""
+        for key, layouts in _ONLY_FOR.items():
+            if key in self.model_fields_set and getattr(self, key) is not None and layout not in layouts:
+                return f"{key} has no meaning for the layout {layout!r}, only for {' and '.join(layouts)}"
+        return None
+
+
+class PairSource(_AnySource):
     """Query-document pairs, optionally with mined negatives."""
 
     kind: Literal["pairs"] = "pairs"
-    name: SourceName
-    files: tuple[str, ...] = Field(min_length=1)
-    """Paths, globs or fsspec URLs."""
     query: str = "query"
     """Column of the query text."""
     document: str = "document"
@@ -40,16 +104,36 @@ class PairSource(Config):
     document_task: Task = "search_document"
     weight: float = Field(default=1.0, gt=0)
     """How often the source is drawn, relative to its size."""
+    min_score: float = 1.0
+    """Judgement from which on a document of a retrieval set is a pair with its query."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.query, self.document) if self.negatives is None else (self.query, self.document, self.negatives)
+
+    def misplaced(self, layout: Layout) -> str | None:
+        """What this source says that has no meaning in a layout, as a sentence."""
+        return "running text has no pairs" if layout == "text" else super().misplaced(layout)
 
 
-class TextSource(Config):
+class TextSource(_AnySource):
     """Running text for masked language modelling."""
 
     kind: Literal["text"] = "text"
-    name: SourceName
-    files: tuple[str, ...] = Field(min_length=1)
     text: str = "text"
     """Column of the text."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.text,)
+
+    def misplaced(self, layout: Layout) -> str | None:
+        """What this source says that has no meaning in a layout, as a sentence."""
+        if layout in ("beir", "mteb"):
+            return "a retrieval set is a source of pairs; for running text name the file of its corpus"
+        return super().misplaced(layout)
 
 
 Source = PairSource | TextSource

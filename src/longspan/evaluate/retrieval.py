@@ -5,11 +5,8 @@ Axes: N queries, M documents, D width, K documents kept per query.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from longspan.curate.neighbours import Exclude, top_k
+from longspan.data.judged import JudgedFiles, beir_files, read_judgements, texts_by_id, unknown_text
 from longspan.errors import LongspanError
 from longspan.evaluate import metrics
 
@@ -68,7 +66,8 @@ class RetrievalSet:
             if not any(gain > 0 for gain in judged.values()):
                 raise _broken(f"query {query!r} has no relevant document", self.name, "leave that query out")
             if unknown := judged.keys() - self.corpus.keys():
-                raise _broken(f"query {query!r} is judged for {min(unknown)!r}, which is not in the corpus", self.name)
+                what = f"query {query!r} is judged for {min(unknown)!r}, which is not in the corpus"
+                raise _broken(what, self.name, "add that document, or leave out the judgement")
 
     @classmethod
     def load(cls, folder: str | Path, *, split: str = "test") -> RetrievalSet:
@@ -81,7 +80,7 @@ class RetrievalSet:
 
         Args:
             folder: the folder; its last part becomes the name.
-            split: which file of `qrels/`.
+            split: which file of `qrels/`, where there is that folder.
 
         Raises:
             LongspanError: a file is missing or there twice, a line is broken (named as file:line), a judgement names an
@@ -90,14 +89,14 @@ class RetrievalSet:
         folder = Path(folder)
         if not folder.is_dir():
             raise _broken("the retrieval set is not a folder", folder, "name a folder in BEIR's layout")
-        corpus = _read_texts(_find(folder, "corpus.jsonl", "corpus.jsonl.gz"))
-        queries = _read_texts(_find(folder, "queries.jsonl", "queries.jsonl.gz"))
-        path = _find(folder, f"qrels/{split}.tsv", "qrels.tsv")
+        files = beir_files(str(folder), split)
+        corpus, queries = texts_by_id(files.corpus), texts_by_id(files.queries)
         judged = {
-            query: gains for query, gains in _read_qrels(path, queries, corpus).items() if max(gains.values()) > 0
+            query: gains for query, gains in _read_qrels(files, queries, corpus).items() if max(gains.values()) > 0
         }
         if not judged:
-            raise _broken("no query has a relevant document", path, "check that the qrels belong to these queries")
+            remedy = "check that the qrels belong to these queries"
+            raise _broken("no query has a relevant document", files.qrels[0], remedy)
         kept = {query: text for query, text in queries.items() if query in judged}
         return cls(folder.resolve().name, kept, corpus, {query: judged[query] for query in kept})
 
@@ -271,103 +270,20 @@ def _embed(embed: EmbedFunction, texts: list[str], task: str) -> np.ndarray:
     return vectors
 
 
-def _find(folder: Path, *names: str) -> Path:
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise _broken(f"there is no {' or '.join(names)}", folder, "put that file there (BEIR's layout)")
-    if len(found) > 1:
-        raise _broken(f"there are both {' and '.join(names)}", folder, "keep the one you mean")
-    return found[0]
-
-
-def _read_texts(path: Path) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for where, line in _read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _broken(f"the line is not JSON: {error}", where) from None
-        if not isinstance(row, dict):
-            raise _broken("the line is not a JSON object", where)
-        identity = _field(row, "_id", where)
-        if identity in texts:
-            raise _broken(f"_id {identity!r} is there a second time", where, "keep one line per _id")
-        title = _field(row, "title", where) if row.get("title") is not None else ""
-        texts[identity] = f"{title} {_field(row, 'text', where)}".strip()
-    return texts
-
-
-def _field(row: Mapping[str, Any], name: str, where: str) -> str:
-    if name not in row:
-        raise _broken(f"the field {name!r} is missing", where)
-    if not isinstance(row[name], str):
-        raise _broken(f"the field {name!r} is {json.dumps(row[name])[:40]} and not a string", where)
-    return row[name]
-
-
-def _read_qrels(path: Path, queries: Mapping[str, str], corpus: Mapping[str, str]) -> dict[str, dict[str, float]]:
+def _read_qrels(
+    files: JudgedFiles, queries: Mapping[str, str], corpus: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
     qrels: dict[str, dict[str, float]] = {}
-    lines = _read_lines(path)
-    for where, line in lines:
-        if line.strip():
-            _check_header(line, where)
-            break
-    for where, line in lines:
-        if not line.strip():
-            continue
-        query, document, gain = _judgement(line, where)
-        if query not in queries:
-            raise _broken(f"the query {query!r} is judged but has no text", where, "add it to the queries")
-        if document not in corpus:
-            raise _broken(f"the document {document!r} is judged but has no text", where, "add it to the corpus")
-        if qrels.setdefault(query, {}).setdefault(document, gain) != gain:
-            raise _broken(f"document {document!r} of query {query!r} was judged otherwise above", where, "keep one")
+    for one in read_judgements(files.qrels):
+        if one.query not in queries:
+            raise unknown_text(one, "query", one.query)
+        if one.document not in corpus:
+            raise unknown_text(one, "document", one.document)
+        if qrels.setdefault(one.query, {}).setdefault(one.document, one.score) != one.score:
+            what = f"document {one.document!r} of query {one.query!r} was judged otherwise above"
+            raise _broken(what, f"{one.file}:{one.number}", "keep one")
     return qrels
 
 
-def _check_header(line: str, where: str) -> None:
-    fields = line.rstrip("\r\n").split("\t")
-    if len(fields) == 3 and _number(fields[2]) is None:
-        return
-    raise _broken(
-        f"the first line is not a header: {line.strip()[:60]!r}",
-        where,
-        "begin the file with the line query-id, corpus-id, score, separated by tabs",
-    )
-
-
-def _judgement(line: str, where: str) -> tuple[str, str, float]:
-    fields = line.rstrip("\r\n").split("\t")
-    if len(fields) != 3:
-        raise _broken(f"the line has {len(fields)} fields separated by tabs instead of 3", where)
-    gain = _number(fields[2])
-    if gain is None:
-        raise _broken(f"the score {fields[2]!r} is not a finite number", where)
-    return fields[0], fields[1], gain
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (file:line, line) of a UTF-8 file, plain or gzipped."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                yield f"{path}:{number}", line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _broken(f"the line is not UTF-8: {error}", f"{path}:{number}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise _broken(f"the file cannot be read: {error}", f"{path}:{number + 1}", "fetch the file again") from None
-
-
-def _broken(what: str, where: str | Path, remedy: str = "mend that line, or fetch the data again") -> LongspanError:
+def _broken(what: str, where: str | Path, remedy: str) -> LongspanError:
     return LongspanError(what, where=where, remedy=remedy)

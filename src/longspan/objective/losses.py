@@ -16,6 +16,7 @@ def info_nce(
     labels_N: Tensor,
     temperature: float,
     negatives_NHD: Tensor | None = None,
+    masked_NC: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over queries of the cross-entropy of the right document among all candidates.
 
@@ -27,6 +28,8 @@ def info_nce(
 
     Args:
         labels_N: which of the M documents belongs to each query (int64).
+        masked_NC: candidates (the M documents, then the H own negatives) that are left out of a query's sum because
+            they are right answers too; never the query's own document.
 
     Returns:
         The sum of losses (not the mean: the caller knows how many queries the global batch has), and the number of
@@ -37,6 +40,8 @@ def info_nce(
     if negatives_NHD is not None:
         own_NH = torch.einsum("nd,nhd->nh", queries_ND, normalize(negatives_NHD, dim=-1)) / temperature
         scores_NM = torch.cat([scores_NM, own_NH], dim=1)
+    if masked_NC is not None:
+        scores_NM = scores_NM.masked_fill(masked_NC, float("-inf"))
     loss = cross_entropy(scores_NM, labels_N, reduction="sum")
     # Not argmax, which lets the first of equals win: a model that maps everything to one vector is right about nothing.
     rivals_N = (scores_NM >= scores_NM.gather(1, labels_N[:, None])).sum(dim=1)

@@ -27,6 +27,7 @@ def finetune(data: str, init: str | None = "runs/contrastive") -> TrainConfig:
             temperature=0.02,
             num_negatives=7,
             negatives_for="own",
+            mask_duplicates=False,
             max_query_tokens=2048,
             max_document_tokens=2048,
         ),

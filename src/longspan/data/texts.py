@@ -1,0 +1,89 @@
+"""Rows to texts: the columns that a source asks for, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from longspan.data.parts import Part
+from longspan.data.readers import Row
+from longspan.data.skipped import BrokenRow, OnError, stop_on_error
+from longspan.data.source import Source, TextSource
+
+_CORRECT_OR_SKIP = "correct the row, or pass --on-error skip to leave such rows out"
+
+
+class Texts(NamedTuple):
+    """One row's texts by column (`query`, `document` and `negatives`, or `text`), and where the row stands."""
+
+    file: str
+    number: int
+    columns: dict[str, list[str]]
+
+
+def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) -> Iterator[Texts]:
+    """The rows of one of a source's parts, each with all the texts that the source asks for.
+
+    Raises:
+        LongspanError: a file is missing or torn, or whatever `on_error` raises for a broken row, a missing column or an
+            empty text.
+    """
+    for number, row in part.read(source, on_error):
+        try:
+            columns = _columns(row, source)
+        except _Unfit as unfit:
+            on_error(_broken_row(unfit.what, part.name, number, unfit.remedy, row))
+            continue
+        yield Texts(part.name, number, columns)
+
+
+def wordless(source: Source, texts: Texts, column: str) -> BrokenRow:
+    """The error for a row of which a text has characters and no token."""
+    what = f"{getattr(source, column)!r} holds no word"
+    return _broken_row(what, texts.file, texts.number, _CORRECT_OR_SKIP, texts.columns)
+
+
+def _broken_row(what: str, file: str, number: int, remedy: str, row: Mapping[str, Any]) -> BrokenRow:
+    raw = json.dumps(row, ensure_ascii=False, default=str)
+    return BrokenRow(what, file=file, number=number, remedy=remedy, raw=raw)
+
+
+class _Unfit(Exception):
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self.remedy = what, remedy
+
+
+def _columns(row: Row, source: Source) -> dict[str, list[str]]:
+    if isinstance(source, TextSource):
+        return {"text": [_text(row, source.text)]}
+    return {
+        "query": [_text(row, source.query)],
+        "document": [_text(row, source.document)],
+        "negatives": [] if source.negatives is None else _texts(row, source.negatives),
+    }
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row:
+        raise _Unfit(
+            f"the row has no column {column!r}",
+            f"its columns are: {', '.join(map(str, row))}; name the right one in the source",
+        )
+    return _checked(row[column], column)
+
+
+def _texts(row: Row, column: str) -> list[str]:
+    texts = row.get(column)
+    if not isinstance(texts, list):
+        raise _Unfit(f"column {column!r} does not list texts", f'write it as a list: "{column}": ["...", "..."]')
+    return [_checked(text, column) for text in texts]
+
+
+def _checked(text: Any, column: str) -> str:
+    if text is not None and not isinstance(text, str):
+        raise _Unfit(f"{column!r} is not a text", _CORRECT_OR_SKIP)
+    if not text or text.isspace():
+        raise _Unfit(f"{column!r} is empty", _CORRECT_OR_SKIP)
+    return text

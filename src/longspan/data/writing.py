@@ -1,0 +1,71 @@
+"""Token ids to Arrow files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from longspan.data.manifest import Shard
+from longspan.files import atomic_path, sha256_file
+
+_SMALL_VOCABULARY = 2**16
+"""A vocabulary of at most so many ids fits 16 bits."""
+
+
+def row_schema(kind: str, vocab_size: int) -> pa.Schema:
+    """The columns of a prepared source ("pairs" or "text"); ids are uint16 where the vocabulary fits, else int32."""
+    ids = pa.large_list(pa.uint16() if vocab_size <= _SMALL_VOCABULARY else pa.int32())
+    if kind == "pairs":
+        return pa.schema({"query": ids, "document": ids, "negatives": pa.large_list(ids)})
+    return pa.schema({"text": ids})
+
+
+def write_shard(path: Path, columns: Sequence[pa.Array], schema: pa.Schema) -> Shard:
+    """Write one Arrow file of one record batch, atomically.
+
+    Raises:
+        LongspanError: the disk is full or the place cannot be written.
+    """
+    batch = pa.record_batch(list(columns), schema=schema)
+    with atomic_path(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, schema) as w:
+        w.write_batch(batch)
+    return Shard(file=path.name, num_rows=batch.num_rows, num_bytes=path.stat().st_size, sha256=sha256_file(path))
+
+
+def map_shard(path: Path) -> pa.RecordBatch:
+    """The record batch of a file of `write_shard`, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
+
+
+def id_lists(sequences: Sequence[np.ndarray], ids: pa.DataType) -> pa.Array:
+    """An Arrow column of token id lists; `ids` is the type of an id."""
+    offsets = np.fromiter(itertools.accumulate(map(len, sequences), initial=0), dtype=np.int64)
+    values = np.concatenate(sequences) if sequences else np.empty(0, dtype=np.int32)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.astype(ids.to_pandas_dtype())))
+
+
+def nested_id_lists(rows: Sequence[Sequence[np.ndarray]], ids: pa.DataType) -> pa.Array:
+    """An Arrow column of lists of token id lists; `ids` is the type of an id."""
+    offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int64)
+    inner = id_lists([sequence for row in rows for sequence in row], ids)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), inner)
+
+
+def id_type(schema: pa.Schema) -> pa.DataType:
+    """The type of an id in a `row_schema`."""
+    return schema.field(0).type.value_type
+
+
+def text_lengths(column: pa.LargeListArray) -> np.ndarray:
+    """The number of ids of every text of a column of `id_lists` or `nested_id_lists`, int64."""
+    texts = column.flatten() if pa.types.is_large_list(column.type.value_type) else column
+    return np.diff(texts.offsets.to_numpy())
+
+
+def is_whole(path: Path, shard: Shard) -> bool:
+    """Whether a file is there and is what `write_shard` said of it."""
+    return path.is_file() and path.stat().st_size == shard.num_bytes and sha256_file(path) == shard.sha256
