@@ -16,6 +16,7 @@ from longspan.files import write_text
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.pooling import PooledEncoder
+from longspan.model.prepacked import has_float_kernels, has_int8_kernels
 from longspan.text.packed import Packed
 from longspan.text.tasks import PREFIXES
 
@@ -52,11 +53,33 @@ def test_a_vector_is_prefix_tokens_encoder_pooling_and_length_1(small_embedder):
         np.testing.assert_allclose(vector_D, expected_D, rtol=0, atol=ROUNDING)
 
 
+@pytest.fixture(scope="module")
+def by_precision(small_embedder, small_encoder, small_tokenizer):
+    def make(precision):
+        return Embedder(small_encoder(), small_tokenizer, small_embedder.config, device="cpu", precision=precision)
+
+    return {"float32": small_embedder, "int8": make("int8")} if has_int8_kernels() else {"float32": small_embedder}
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @given(st.permutations(range(len(TEXTS))), st.integers(1, 300))
-def test_order_and_batches_do_not_matter(small_embedder, order, tokens_per_batch):
+def test_order_and_batches_change_no_bit(by_precision, precision, order, tokens_per_batch):
+    embedder = by_precision.get(precision)
+    if embedder is None or not has_float_kernels(torch.float32):
+        pytest.skip("torch has no prepacked kernels here")
+    expected_ND = np.concatenate([embed(embedder, [text]) for text in TEXTS])
+    vectors_ND = embed(embedder, [TEXTS[i] for i in order], tokens_per_batch=tokens_per_batch)
+    assert np.array_equal(vectors_ND, expected_ND[list(order)])
+
+
+def test_without_prepacked_kernels_order_and_batches_cost_rounding_only(
+    small_encoder, small_tokenizer, small_embedder, monkeypatch
+):
+    monkeypatch.setattr("longspan.model.inference.has_float_kernels", lambda dtype: False)
+    embedder = Embedder(small_encoder(), small_tokenizer, small_embedder.config, device="cpu")
     expected_ND = np.concatenate([embed(small_embedder, [text]) for text in TEXTS])
-    vectors_ND = embed(small_embedder, [TEXTS[i] for i in order], tokens_per_batch=tokens_per_batch)
-    np.testing.assert_allclose(vectors_ND, expected_ND[list(order)], rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(embed(embedder, TEXTS), expected_ND, rtol=0, atol=ROUNDING)
+    assert embedder.fingerprint == small_embedder.fingerprint
 
 
 def test_rounds_are_put_together(small_embedder, monkeypatch):
@@ -116,11 +139,14 @@ def test_num_tokens(small_embedder):
     assert small_embedder.num_tokens(["fox", "the fox"], task="search_query") == [prefix + 3, prefix + 4]
 
 
-def test_half_precision_is_near(small_embedder, small_encoder, small_tokenizer):
-    half = Embedder(small_encoder(), small_tokenizer, small_embedder.config, device="cpu", dtype=torch.bfloat16)
-    vectors_ND = embed(half, TEXTS)
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_less_precision_is_near(small_embedder, small_encoder, small_tokenizer, precision):
+    if precision == "int8" and not has_int8_kernels():
+        pytest.skip("torch has no integer kernels here")
+    near = Embedder(small_encoder(), small_tokenizer, small_embedder.config, device="cpu", precision=precision)
+    vectors_ND = embed(near, TEXTS)
     assert vectors_ND.dtype == np.float32
-    # Eight bits of mantissa, two layers.
+    # Seven or eight bits, two layers of lively weights; trained models are nearer (docs/performance.md).
     assert (vectors_ND * embed(small_embedder, TEXTS)).sum(axis=1).min() > 0.98
 
 
@@ -161,6 +187,15 @@ def test_refuses_a_too_long_text_or_cuts_it_on_demand(small_embedder):
     )
     with pytest.raises(LongspanError, match="has 128 tokens, more than 127"):
         embed(small_embedder, [fits], max_length=127)
+
+
+def test_the_number_of_texts_that_were_cut_is_told(small_embedder, monkeypatch):
+    monkeypatch.setattr("longspan.embedder.TEXTS_PER_ROUND", 2)
+    long = "fox " * 200
+    cut = []
+    embed(small_embedder, [long, "fox", "dogs", "fox", long, long], truncate=True, on_cut=cut.append)
+    assert cut == [1, 2]  # of three rounds; the second had none
+    embed(small_embedder, ["fox", "fox " * 122], truncate=True, on_cut=lambda _: pytest.fail("nothing was cut"))
 
 
 def test_refuses_a_missing_or_unknown_task(small_embedder):
@@ -209,9 +244,9 @@ def test_the_encoders_limit_holds(small_tokenizer):
 
 
 def test_fingerprint_changes_with_everything_that_a_vector_depends_on(small_encoder, small_tokenizer, small_embedder):
-    def fingerprint(encoder=None, tokenizer=small_tokenizer, dtype=torch.float32, **changes):
+    def fingerprint(encoder=None, tokenizer=small_tokenizer, precision="float32", **changes):
         config = small_embedder.config.model_copy(update=changes)
-        return Embedder(encoder or small_encoder(), tokenizer, config, device="cpu", dtype=dtype).fingerprint
+        return Embedder(encoder or small_encoder(), tokenizer, config, device="cpu", precision=precision).fingerprint
 
     touched = small_encoder()
     with torch.no_grad():
@@ -223,7 +258,8 @@ def test_fingerprint_changes_with_everything_that_a_vector_depends_on(small_enco
         fingerprint(small_encoder(ntk_alpha=3.0)),
         fingerprint(small_encoder(rotary_base=999.0)),
         fingerprint(tokenizer=another),
-        fingerprint(dtype=torch.bfloat16),
+        fingerprint(precision="bfloat16"),
+        fingerprint(precision="int8"),
         fingerprint(prefixes=PREFIXES | {"clustering": "cluster: "}),
         fingerprint(pooling="cls"),
         fingerprint(normalize=False),
@@ -242,6 +278,24 @@ def test_save_and_load_give_the_same_embedder(small_embedder, tmp_path):
     assert np.array_equal(embed(loaded, TEXTS), embed(small_embedder, TEXTS))
     loaded.save(folder)  # over itself
     assert Embedder.load(folder, device="cpu").fingerprint == small_embedder.fingerprint
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_refuses_to_publish_what_may_be_rounded(small_embedder, tmp_path, precision):
+    small_embedder.save(tmp_path / "model")
+    if precision == "int8" and not has_int8_kernels():
+        pytest.skip("torch has no integer kernels here")
+    rounded = Embedder.load(tmp_path / "model", device="cpu", precision=precision)
+    with pytest.raises(LongspanError, match=f"a model loaded in {precision} is not published") as caught:
+        rounded.save(tmp_path / "other")
+    assert caught.value.remedy == "load it in float32"
+    assert not (tmp_path / "other").exists()
+
+
+def test_refuses_a_precision_that_the_device_has_not(small_embedder, tmp_path):
+    small_embedder.save(tmp_path / "model")
+    with pytest.raises(LongspanError, match="float16 is not computed on a CPU"):
+        Embedder.load(tmp_path / "model", device="cpu", precision="float16")
 
 
 def test_save_deletes_nothing_but_a_model(small_embedder, tmp_path, monkeypatch):

@@ -124,6 +124,15 @@ def test_vectors_are_kept_and_used_again(small_embedder, tmp_path, monkeypatch):
     assert [passage for passage, _ in results[0]] == [passage for passage, _ in results[2]]
 
 
+def test_passages_that_are_cut_are_counted_when_they_are_embedded(small_embedder, tmp_path):
+    passages = [*PASSAGES, Passage("another long one", "dogs " * 600)]
+    plain, first, again = [], [], []
+    Index.build(small_embedder, passages, on_cut=plain.append)
+    Index.build(small_embedder, passages, cache=tmp_path, on_cut=first.append)
+    Index.build(small_embedder, passages, cache=tmp_path, on_cut=again.append)
+    assert (sum(plain), sum(first), sum(again)) == (2, 2, 0)
+
+
 def test_nothing_to_search_in(small_embedder):
     with pytest.raises(LongspanError, match="nothing to search in"):
         Index.build(small_embedder, [])

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from longspan.data.readers import find_files, is_running_text, read_rows
+from longspan.data.places import find_files
+from longspan.data.readers import is_running_text, read_rows
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
 

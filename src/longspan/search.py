@@ -15,7 +15,8 @@ import numpy as np
 
 from longspan.curate.neighbours import top_k
 from longspan.curate.vectors import VectorStore
-from longspan.data.readers import find_files, is_running_text, read_rows
+from longspan.data.places import find_files
+from longspan.data.readers import is_running_text, read_rows
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 
@@ -58,15 +59,21 @@ class Index:
         *,
         cache: Path | None = None,
         progress: Callable[[int], None] | None = None,
+        on_cut: Callable[[int], None] | None = None,
     ) -> Index:
-        """Embed passages, cut at the model's limit; with `cache`, vectors are kept there and reused."""
+        """Embed passages, cut at the model's limit; with `cache`, vectors are kept there and reused.
+
+        Args:
+            progress: called with the number of passages done since the last call.
+            on_cut: called with the number of passages that were embedded now and cut, where any were.
+        """
         if not passages:
             raise LongspanError("there is nothing to search in", where="FILES", remedy="name files that hold text")
         texts = [passage.text for passage in passages]
         if cache is None:
-            vectors_MD = embedder.embed(texts, task=DOCUMENT, truncate=True, progress=progress)
+            vectors_MD = embedder.embed(texts, task=DOCUMENT, truncate=True, progress=progress, on_cut=on_cut)
         else:
-            vectors_MD = VectorStore(cache, embedder, task=DOCUMENT).embed(texts, progress)
+            vectors_MD = VectorStore(cache, embedder, task=DOCUMENT).embed(texts, progress, on_cut)
         return cls(embedder, passages, vectors_MD)
 
     def search(self, query: str, k: int = 5) -> list[Hit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from longspan.embedder import Embedder
+    from longspan.model.inference import Precision
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 
@@ -36,10 +38,27 @@ def at_least_1(text: str) -> int:
     return int(text)
 
 
-def load_embedder(model: str) -> Embedder:
+def load_embedder(model: str, precision: Precision = "float32") -> Embedder:
     from longspan.embedder import Embedder
 
-    return Embedder.load(model)
+    return Embedder.load(model, precision=precision)
+
+
+def add_precision(parser: Any) -> None:
+    """`--precision`, for commands that embed."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "int8", "bfloat16", "float16"),
+        default="float32",
+        help="how exactly to compute: int8 is about twice as fast on a CPU, float16 and bfloat16 are fast on a GPU "
+        "(%(default)s)",
+    )
+
+
+def say_cut(num_cut: int, num_texts: int) -> None:
+    """Tell on stderr that texts were longer than what was read of them; nothing if none was."""
+    if num_cut:
+        print(f"{num_cut:,} of {num_texts:,} texts were too long: only their beginnings were read", file=sys.stderr)
 
 
 def usage_error(what: str, command: str) -> LongspanError:

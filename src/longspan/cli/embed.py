@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import declare, load_embedder
+from longspan.cli.common import add_precision, declare, load_embedder, say_cut
 from longspan.errors import LongspanError
 
 
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--column", default="text", help="column of the text in files of rows (%(default)s)")
     parser.add_argument("--max-length", type=int, help="longest text in tokens (default: the model's limit)")
     parser.add_argument("--truncate", action="store_true", help="cut longer texts instead of refusing them")
+    add_precision(parser)
 
 
 def _embed(parsed: argparse.Namespace) -> None:
@@ -38,7 +39,8 @@ def _embed(parsed: argparse.Namespace) -> None:
     if not texts:
         where = ", ".join(parsed.files) or "standard input"
         raise LongspanError("there are no texts", where=where, remedy="name files that hold text")
-    embedder = load_embedder(parsed.model)
+    embedder = load_embedder(parsed.model, parsed.precision)
+    cut: list[int] = []
     with Bar("embed", len(texts)) as bar:
         vectors = embedder.embed(
             texts,
@@ -47,6 +49,8 @@ def _embed(parsed: argparse.Namespace) -> None:
             max_length=parsed.max_length,
             truncate=parsed.truncate,
             progress=bar.advance,
+            on_cut=cut.append,
         )
     write_vectors(parsed.out, texts, vectors)
+    say_cut(sum(cut), len(texts))
     print(f"{len(texts):,} vectors of {vectors.shape[1]} coordinates: {parsed.out}")

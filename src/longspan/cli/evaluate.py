@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import declare, load_embedder
+from longspan.cli.common import declare, load_embedder, say_cut
 
 
 def add(commands: Any) -> None:
@@ -33,12 +33,21 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     from longspan.progress import Bar
 
     retrieval_set, embedder = RetrievalSet.load(parsed.data), load_embedder(parsed.model)
-    with Bar("evaluate", len(retrieval_set.queries) + len(retrieval_set.corpus)) as bar:
+    num_texts, cut = len(retrieval_set.queries) + len(retrieval_set.corpus), []
+    with Bar("evaluate", num_texts) as bar:
 
         def embed(texts: Sequence[str], *, task: str) -> Any:
-            return embedder.embed(texts, task=task, max_length=parsed.max_length, truncate=True, progress=bar.advance)
+            return embedder.embed(
+                texts,
+                task=task,
+                max_length=parsed.max_length,
+                truncate=True,
+                progress=bar.advance,
+                on_cut=cut.append,
+            )
 
         results = {parsed.model: evaluate_retrieval(retrieval_set, embed)}
+    say_cut(sum(cut), num_texts)
     if parsed.bm25:
         results["BM25"] = evaluate_bm25(retrieval_set)
     names = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map")

@@ -1,0 +1,422 @@
+"""How fast texts become vectors on this CPU: longspan, its peers at each of their settings, and the machine's limit.
+
+Machines are noisy, so candidates take turns in one process, and what counts is the ratio within a round. All settings
+run in the first round; the best of each library go on. Peers that are not installed are said to be absent.
+
+Axes: N texts, D width, B texts of a peer's batch, L the longest of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from longspan.demo import installed
+from longspan.demo.python_docs import is_bare, read_module
+from longspan.embedder import Embedder
+from longspan.errors import LongspanError
+from longspan.machine import read_machine
+from longspan.model.config import EmbeddingConfig, EncoderConfig
+from longspan.model.encoder import Encoder, initialize
+from longspan.model.folder import find_model
+from longspan.model.inference import Precision
+from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
+from longspan.text.tokenizer import Tokenizer
+
+MAX_TOKENS = 2048
+NUM_LAYERS = 6
+"""Of the stand-in model; otherwise it is nomic-bert-2048 with random weights. All its twelve layers cost the same."""
+LONG_CHARACTERS = 1_500
+"""Docstrings shorter than this are not documents here."""
+PACKAGES = ("longspan", "torch", "transformers", "sentence-transformers", "onnxruntime", "numpy")
+
+Say = Callable[[str], None]
+Embed = Callable[[list[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to make vectors: a library at one precision (`family`) at one of its settings."""
+
+    family: str
+    setting: str
+    embed: Embed
+    share: int = 1
+    """Every how many texts it is given: hopelessly slow ones read fewer."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, {self.setting}" if self.setting else self.family
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A model on disk and how its texts are read."""
+
+    folder: Path
+    task: str | None
+    limit: int
+
+
+def bench_encoder(model: str | None = None, *, quick: bool = False, say: Say = lambda _: None) -> dict[str, Any]:
+    """Measure embedding of documents and of short queries.
+
+    Args:
+        model: folder, finished run or hub id; None: a stand-in of nomic-bert's size with random weights.
+        quick: fewer texts, settings and rounds.
+        say: told what is measured next.
+
+    Returns:
+        What a record keeps: machine, versions, limits in GFLOP/s, and for both kinds of text tokens per second and peak
+        memory in MiB of every candidate, ratios by round, and how near the vectors are.
+
+    Raises:
+        LongspanError: the model cannot be read, or there is too little text on this machine.
+    """
+    documents, queries = texts_of_this_machine(8 if quick else 24, 64 if quick else 256)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = _place(model, documents + queries, Path(scratch) / "model", num_layers=2 if quick else NUM_LAYERS)
+        say("the limit: matrix products alone")
+        limits = _limits()
+        say("loading")
+        candidates, absent = _candidates(place, Path(scratch), quick)
+        result = {"limits_gflops": limits, "absent": absent}
+        rounds = 2 if quick else 3
+        for name, texts in (("documents", documents), ("queries", queries)):
+            say(name)
+            result[name] = _side_by_side(candidates, texts, place, rounds, say)
+        del candidates
+        gc.collect()
+        result["memory_mib"] = {}
+        for kind in ("float32", "int8", *([] if "sentence-transformers" in absent else ["sentence-transformers"])):
+            say(f"memory: {kind}")
+            result["memory_mib"][kind] = _peak_memory(kind, place, documents)
+    return {
+        "model": model or f"nomic-bert-2048 with {2 if quick else NUM_LAYERS} of its 12 layers, random weights",
+        "machine": read_machine().model_dump(),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+        "result": result,
+    }
+
+
+# --- texts and model -------------------------------------------------------------------------------------------------
+
+
+def texts_of_this_machine(num_documents: int, num_queries: int) -> tuple[list[str], list[str]]:
+    """Long docstrings and first sentences of others, from the installed packages; the same ones every time."""
+    files = [file for file in installed.find_files(installed.default_roots()).files if file.kind == "python"]
+    files.sort(key=lambda file: installed.order(0, file.name))
+    documents, queries = [], []
+    for file in files:
+        if len(documents) >= num_documents and len(queries) >= num_queries:
+            return documents[:num_documents], queries[:num_queries]
+        try:
+            text = file.path.read_text("utf-8")
+            module = None if is_bare(text) else read_module(text, name=file.name, package=file.package)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        for found in module.objects if module is not None else ():
+            whole = f"{found.summary}\n\n{found.body}"
+            if len(whole) >= LONG_CHARACTERS:
+                documents.append(whole)
+            elif 5 <= len(found.summary.split()) <= 30:
+                queries.append(found.summary)
+    raise LongspanError(
+        f"only {len(documents)} long and {len(queries)} short docstrings were found",
+        where="the installed packages",
+        remedy="install more packages beside longspan (`pip install scikit-learn transformers` is plenty)",
+    )
+
+
+def _place(model: str | None, texts: Sequence[str], folder: Path, num_layers: int) -> _Place:
+    if model is not None:
+        embedder = Embedder.load(model, device="cpu")
+        task = min(embedder.config.prefixes, default=None)
+        return _Place(find_model(model), task, min(MAX_TOKENS, embedder.config.max_length))
+    tokenizer = Tokenizer.train(texts, 8192)
+    encoder = Encoder(EncoderConfig(vocab_size=tokenizer.vocab_size, num_layers=num_layers))
+    initialize(encoder, seed=0)
+    Embedder(encoder, tokenizer, EmbeddingConfig(max_length=MAX_TOKENS), device="cpu").save(folder)
+    return _Place(folder, None, MAX_TOKENS)
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+def _candidates(place: _Place, scratch: Path, quick: bool) -> tuple[list[Candidate], list[str]]:
+    found, absent = [_ours(place, "float32"), *([_ours(place, "int8")] if has_int8_kernels() else [])], []
+    for name, make in (("sentence-transformers", _sentence_transformers), ("onnxruntime", _onnxruntime)):
+        needed = (name.replace("-", "_"), *(("onnx", "sentence_transformers") if name == "onnxruntime" else ()))
+        if all(importlib.util.find_spec(module) is not None for module in needed):
+            found += make(place, scratch, quick)
+        else:
+            absent.append(name)
+    return found, absent
+
+
+def _ours(place: _Place, precision: Precision) -> Candidate:
+    embedder = Embedder.load(place.folder, device="cpu", precision=precision)
+    return Candidate(
+        f"longspan {precision}",
+        "",
+        lambda texts: embedder.embed(texts, task=place.task, max_length=place.limit, truncate=True),
+    )
+
+
+def _load_theirs(place: _Place, dtype: torch.dtype = torch.float32) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(place.folder), device="cpu", model_kwargs={"dtype": dtype})
+    theirs.max_seq_length = place.limit
+    return theirs
+
+
+def _sentence_transformers(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
+    """At several batch sizes; it sorts texts by length itself. bfloat16 reads few texts where it is emulated."""
+    found = []
+    native = has_float_kernels(torch.bfloat16)
+    for dtype, share in ((torch.float32, 1), (torch.bfloat16, 1 if native else 8)):
+        theirs = _load_theirs(place, dtype)
+
+        def embed(texts: list[str], size: int, theirs: Any = theirs) -> np.ndarray:
+            vectors = theirs.encode(
+                texts, prompt_name=place.task, batch_size=size, show_progress_bar=False, convert_to_tensor=True
+            )
+            return vectors.float().numpy()
+
+        sizes = (8,) if quick else (1, 4, 8, 32) if share == 1 else (1, 8)
+        family = f"sentence-transformers {str(dtype).removeprefix('torch.')}"
+        found += [
+            Candidate(family, f"batch {size}", lambda texts, size=size, embed=embed: embed(texts, size), share)
+            for size in sizes
+        ]
+    return found
+
+
+class _TokenVectors(nn.Module):
+    """What is exported to ONNX: ids and mask (B, L) in, token vectors (B, L, D) out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def _onnxruntime(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
+    """transformers' model in float32, and with ONNX Runtime's own dynamic 8-bit quantisation; mean pooling in numpy."""
+    import warnings
+
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    from onnxruntime.quantization import quantize_dynamic  # pyright: ignore[reportMissingImports]
+
+    theirs = _load_theirs(place)
+    paths = {"float32": scratch / "float32.onnx", "int8": scratch / "int8.onnx"}
+    ids = torch.ones((2, 9), dtype=torch.int64)
+    axes = {0: "texts", 1: "tokens"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no further package is the old one, and says so
+        torch.onnx.export(
+            _TokenVectors(theirs[0].auto_model).eval(),
+            (ids, ids),
+            str(paths["float32"]),
+            input_names=["input_ids", "attention_mask"],
+            dynamic_axes={"input_ids": axes, "attention_mask": axes},
+            dynamo=False,
+        )
+    quantize_dynamic(paths["float32"], paths["int8"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    found = []
+    for precision, path in paths.items():
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def embed(texts: list[str], size: int, session: Any = session) -> np.ndarray:
+            order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+            pieces = []
+            for start in range(0, len(order), size):
+                prompt = theirs.prompts.get(place.task, "")
+                features = theirs.preprocess([prompt + texts[i] for i in order[start : start + size]])
+                inputs = {name: features[name].numpy() for name in ("input_ids", "attention_mask")}
+                (h_BLD,) = session.run(None, inputs)
+                mask_BL1 = inputs["attention_mask"][..., None]
+                e_BD = (h_BLD * mask_BL1).sum(axis=1) / mask_BL1.sum(axis=1)
+                pieces.append(e_BD / np.linalg.norm(e_BD, axis=1, keepdims=True))
+            return np.concatenate(pieces)[np.argsort(order)]
+
+        for size in (8,) if quick else (1, 8, 32):
+            found.append(
+                Candidate(
+                    f"onnxruntime {precision}",
+                    f"batch {size}",
+                    lambda texts, size=size, embed=embed: embed(texts, size),
+                )
+            )
+    return found
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _side_by_side(
+    candidates: Sequence[Candidate], texts: list[str], place: _Place, rounds: int, say: Say
+) -> dict[str, Any]:
+    ours = Embedder.load(place.folder, device="cpu")
+    lengths = [min(length, place.limit) for length in ours.num_tokens(texts, task=place.task)]
+    seconds_per_token: dict[str, list[float]] = {}
+    vectors: dict[str, np.ndarray] = {}
+
+    def turn(candidate: Candidate) -> None:
+        say(candidate.name)
+        given = texts[:: candidate.share]
+        began = time.perf_counter()
+        vectors[candidate.name] = candidate.embed(given)
+        seconds = time.perf_counter() - began
+        seconds_per_token.setdefault(candidate.name, []).append(seconds / sum(lengths[:: candidate.share]))
+
+    for candidate in candidates:
+        candidate.embed(texts[:1])  # the first call allocates and chooses kernels
+        turn(candidate)
+    best = {}
+    for candidate in sorted(candidates, key=lambda c: seconds_per_token[c.name][0], reverse=True):
+        best[candidate.family] = candidate
+    for _ in range(rounds - 1):
+        for candidate in best.values():
+            turn(candidate)
+    exact_ND = vectors["longspan float32"]
+    medians = {name: statistics.median(times) for name, times in seconds_per_token.items()}
+    peers = [c.name for c in best.values() if not c.family.startswith("longspan")]
+    exact_peers = [name for name in peers if "int8" not in name]
+    return {
+        "texts": len(texts),
+        "tokens": sum(lengths),
+        "mean_tokens": round(statistics.mean(lengths), 1),
+        "tokens_per_second": {name: round(1 / median, 1) for name, median in medians.items()},
+        "every_nth_text": {c.name: c.share for c in candidates if c.share > 1},
+        "ratios": {
+            name: [
+                _ratio(seconds_per_token, name, min(group, key=medians.__getitem__))
+                for group in (exact_peers, peers)
+                if group
+            ]
+            for name in vectors
+            if name.startswith("longspan")
+        },
+        "smallest_cosine_to_float32": {
+            c.name: round(float((vectors[c.name] * exact_ND[:: c.share]).sum(axis=1).min()), 6)
+            for c in best.values()
+            if c.name != "longspan float32"
+        },
+        "linear_layers_share_of_limit": _linear_share(ours, texts, place),
+    }
+
+
+def _ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> dict[str, Any]:
+    by_round = [theirs / mine for mine, theirs in zip(seconds[ours], seconds[peer], strict=False)]
+    return {"to": peer, "median": round(statistics.median(by_round), 2), "by_round": [round(r, 2) for r in by_round]}
+
+
+def _linear_share(ours: Embedder, texts: list[str], place: _Place) -> float | None:
+    """What the linear layers sustain while texts are embedded in float32, as a share of the rate of products alone."""
+    if not has_float_kernels(torch.float32):
+        return None
+    few = texts[:: max(1, len(texts) // 8)]
+    spent, operations = 0.0, 0
+
+    def timed(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(self: FloatLinear, x_TI: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            nonlocal spent, operations
+            began = time.perf_counter()
+            y_TO = method(self, x_TI, *others)
+            spent += time.perf_counter() - began
+            operations += 2 * x_TI.shape[0] * x_TI.shape[1] * y_TO.shape[1]
+            return y_TO
+
+        return run
+
+    rates = []
+    forward, plus = FloatLinear.forward, FloatLinear.plus
+    for _ in range(3):
+        alone = _limits()["float32"]
+        FloatLinear.forward, FloatLinear.plus = timed(forward), timed(plus)
+        try:
+            spent, operations = 0.0, 0
+            ours.embed(few, task=place.task, max_length=place.limit, truncate=True)
+        finally:
+            FloatLinear.forward, FloatLinear.plus = forward, plus
+        rates.append(operations / spent / 1e9 / alone)
+    return round(statistics.median(rates), 3)
+
+
+def _limits(seconds: float = 0.5) -> dict[str, float]:
+    """GFLOP/s of matrix products alone, at the shape of nomic-bert's feed-forward block; `float32`: the best."""
+    x_TI, weight_OI = torch.randn(1024, 768), torch.randn(3072, 768)
+    runs: dict[str, Callable[[], object]] = {"float32 (torch)": lambda: nn.functional.linear(x_TI, weight_OI)}
+    x_bf16, weight_bf16 = x_TI.bfloat16(), weight_OI.bfloat16()
+    runs["bfloat16 (torch)"] = lambda: nn.functional.linear(x_bf16, weight_bf16)
+    if has_float_kernels(torch.float32):
+        prepacked = FloatLinear(weight_OI, None)
+        runs["float32 (prepacked)"] = lambda: prepacked(x_TI)
+    if has_int8_kernels():
+        int8 = Int8Linear(weight_OI, None)
+        runs["int8 (rounding included)"] = lambda: int8(x_TI)
+    rates = {}
+    with torch.inference_mode():
+        for name, run in runs.items():
+            run()
+            count, began = 0, time.perf_counter()
+            while time.perf_counter() - began < seconds:
+                run()
+                count += 1
+            rates[name] = round(2 * 1024 * 768 * 3072 * count / (time.perf_counter() - began) / 1e9, 1)
+    return rates | {"float32": max(rate for name, rate in rates.items() if name.startswith("float32"))}
+
+
+def _peak_memory(kind: str, place: _Place, texts: list[str]) -> float | None:
+    """Of a process that loads the model and embeds; None where the system does not tell."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_embed_and_tell, args=(kind, place, texts, results))
+    process.start()
+    process.join()
+    return None if process.exitcode or results.empty() else results.get()
+
+
+def _embed_and_tell(kind: str, place: _Place, texts: list[str], results: SimpleQueue[float | None]) -> None:
+    if kind == "sentence-transformers":
+        _load_theirs(place).encode(texts, prompt_name=place.task, batch_size=8, show_progress_bar=False)
+    else:
+        embedder = Embedder.load(place.folder, device="cpu", precision="int8" if kind == "int8" else "float32")
+        embedder.embed(texts, task=place.task, max_length=place.limit, truncate=True)
+    # Not ru_maxrss: a child inherits its parent's peak.
+    status = Path(f"/proc/{os.getpid()}/status")
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("utf-8"), re.MULTILINE) if status.exists() else None
+    results.put(round(int(peak[1]) / 1024) if peak else None)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

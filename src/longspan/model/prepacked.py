@@ -1,0 +1,143 @@
+"""Linear layers whose weights are laid out once for the CPU's matrix kernels: float32, bfloat16, or 8-bit integers.
+
+The kernels are oneDNN's, through the operators that torch's own compiler uses. Whether this build of torch and this
+processor have them is found out by using them, never by version. Measured on every processor so far: a row of their
+result does not depend on how many other rows there are, bit for bit, which `torch.nn.functional.linear` (MKL) does not
+give. Vectors that are the same in any batch rest on it (tests/model/test_inference.py).
+
+Axes: T rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+_ROWS = 512
+"""Rows that the layout of the weights is chosen for; any number of rows can be multiplied."""
+_TINY = 1e-30
+"""Stands for the range of a row whose values are all equal."""
+
+
+class FloatLinear(nn.Module):
+    """`x @ weight.T + bias` in the weight's dtype."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
+        self._bias_O = bias_O
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """(T, O)."""
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed, self._bias_O, "none", [], "")
+
+    def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
+        """`linear(x) + term`, (T, O), added while the product is still in registers."""
+        return torch.ops.mkldnn._linear_pointwise(x_TI, term_TO, self._packed, self._bias_O, "add")
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self._packed.to_dense()
+        if self._bias_O is not None:
+            destination[f"{prefix}bias"] = self._bias_O
+
+
+class Int8Linear(nn.Module):
+    """`x @ weight.T + bias` with both factors rounded to 8-bit integers; float32 in and out.
+
+    A weight has one scale per output and is symmetric around 0. An input has one scale per row, which reaches from the
+    row's smallest value to its largest (activations are lopsided), so that a row's result depends on that row alone.
+    The products are summed in 32-bit integers, exactly.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        super().__init__()
+        self._scale_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
+        integers_OI = (weight_OI / self._scale_O[:, None]).round().to(torch.int8)
+        self._packed = _pack_int8(integers_OI)
+        self._sum_O = integers_OI.sum(dim=1) * self._scale_O
+        self._bias_O = bias_O
+        self._steps = largest_input()
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """(T, O), float32."""
+        # x = lowest + step * integer, so x @ weight.T = step * (integer @ weight.T) + lowest * sum(weight).
+        lowest_T1 = x_TI.amin(dim=1, keepdim=True)
+        step_T1 = (x_TI.amax(dim=1, keepdim=True) - lowest_T1).clamp_min_(_TINY) / self._steps
+        integers_TI = (x_TI - lowest_T1).div_(step_T1).add_(0.5).to(torch.uint8)  # the cast rounds down
+        y_TO = _multiply_int8(integers_TI, self._packed, self._scale_O).mul_(step_T1).add_(lowest_T1 * self._sum_O)
+        return y_TO if self._bias_O is None else y_TO.add_(self._bias_O)
+
+    def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
+        """`linear(x) + term`, (T, O)."""
+        return self(x_TI).add_(term_TO)
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self._packed.to_dense().T
+        destination[f"{prefix}scale"] = self._scale_O
+        if self._bias_O is not None:
+            destination[f"{prefix}bias"] = self._bias_O
+
+
+@functools.cache
+def has_float_kernels(dtype: torch.dtype) -> bool:
+    """Whether `FloatLinear` computes in `dtype` here; for bfloat16 that takes a processor with its arithmetic."""
+    weight_OI, x_TI, bias_O = _small_example()
+    try:
+        linear = FloatLinear(weight_OI.to(dtype), bias_O.to(dtype))
+        y_TO = linear(x_TI.to(dtype))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    bound = 16 * torch.finfo(dtype).eps
+    return torch.allclose(y_TO.float(), x_TI @ weight_OI.T + bias_O, rtol=bound, atol=bound)
+
+
+@functools.cache
+def has_int8_kernels() -> bool:
+    """Whether `Int8Linear` computes here."""
+    try:
+        return largest_input() > 0
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+@functools.cache
+def largest_input() -> int:
+    """Largest unsigned input that the integer kernel sums exactly: 255 where the processor has VNNI, else 127.
+
+    Without VNNI two products are first added in 16 bits, and 2 * 255 * 127 does not fit. Found out on the worst case.
+    0: neither is exact.
+
+    Raises:
+        RuntimeError, AttributeError, NotImplementedError: there is no such kernel.
+    """
+    num_inputs, num_outputs = 256, 64
+    signs = torch.tensor(list(itertools.islice(itertools.cycle([1, -1]), num_outputs)), dtype=torch.int8)
+    weight_OI = (signs[:, None] * torch.tensor(127, dtype=torch.int8)).repeat(1, num_inputs)
+    packed = _pack_int8(weight_OI)
+    scale_O = torch.ones(num_outputs)
+    for largest in (255, 127):
+        x_TI = torch.full((16, num_inputs), largest, dtype=torch.uint8)
+        expected_TO = (x_TI.double() @ weight_OI.double().T).float()
+        if torch.equal(_multiply_int8(x_TI, packed, scale_O), expected_TO):
+            return largest
+    return 0
+
+
+def _pack_int8(integers_OI: Tensor) -> Tensor:
+    return torch.ops.onednn.qlinear_prepack(integers_OI.contiguous(), [_ROWS, integers_OI.shape[1]])
+
+
+def _multiply_int8(x_TI: Tensor, packed: Tensor, scale_O: Tensor) -> Tensor:
+    no_zeros_O, no_bias = torch.zeros(len(scale_O), dtype=torch.int32), None
+    return torch.ops.onednn.qlinear_pointwise(
+        x_TI, 1.0, 0, packed, scale_O, no_zeros_O, no_bias, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def _small_example() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, x_TI = (torch.randn(shape, generator=generator) / 8 for shape in ((32, 64), (5, 64)))
+    return weight_OI, x_TI, torch.linspace(-1, 1, 32)
