@@ -174,7 +174,19 @@ def test_prepare_takes_columns_and_tasks(work, run):
     )
     manifest = json.loads(Path("columns/faq/manifest.json").read_text())
     assert (manifest["query_task"], manifest["document_task"]) == ("clustering", "clustering")
-    assert manifest["num_tokens"]["negatives"] > 0
+    assert manifest["columns"]["negatives"]["num_tokens"] > 0
+
+
+def test_prepare_shows_how_far_it_is_where_there_is_much_to_do(work, monkeypatch, capsys):
+    command = ["prepare", "pairs.jsonl", "--train-tokenizer", "300", "--out"]
+    assert main([*command, "little"]) == 0
+    assert capsys.readouterr().err == ""
+    text = "a " * 60_000
+    _write("much.jsonl", [{"query": text, "document": text} for n in range(100)])
+    command[1] = "much.jsonl"
+    assert main([*command, "much", "--workers", "1", "--seed", "3"]) == 0
+    assert "much: tokenising (MB): 24/24" in capsys.readouterr().err
+    assert json.loads(Path("much/much/manifest.json").read_text())["seed"] == 3
 
 
 def test_prepare_skips_broken_rows_only_when_told(work, run, refused, capsys):
@@ -185,12 +197,25 @@ def test_prepare_skips_broken_rows_only_when_told(work, run, refused, capsys):
     assert main([*command.split(), "--on-error", "skip"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("broken: 6 rows, 12 skipped, tokens: ")
-    lines = captured.err.splitlines()
-    assert lines[0].startswith("skipped ")
-    assert "broken.jsonl:2: broken JSON" in lines[0]
-    assert lines[-1] == "... and 2 more"
-    assert len(lines) == 11
+    folder = Path("broken.jsonl").resolve().parent
+    assert [line.strip() for line in captured.err.splitlines()[-3:]] == [
+        "skipped rows of broken, kept in new/broken/skipped.jsonl:",
+        f"6 x broken JSON: {', '.join(f'{folder}/broken.jsonl:{number}' for number in (2, 5, 8))}, ...",
+        f"6 x 'document' is empty: {', '.join(f'{folder}/broken.jsonl:{number}' for number in (3, 6, 9))}, ...",
+    ]
+    kept = [json.loads(line) for line in Path("new/broken/skipped.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in kept] == [number for number in range(1, 19) if number % 3 != 1]
+    assert kept[0]["raw"] == '{"query": \n'
     assert run(command).startswith("broken: 6 rows, 12 skipped, "), "the second time, too"
+
+
+def test_prepare_reads_a_folder_by_its_layout(work, run, refused):
+    command = "prepare beir --train-tokenizer 300 --out from-beir"
+    assert run(command).startswith("beir: ")
+    assert "has the layout beir" in refused("prepare beir --config de --tokenizer from-beir --out other")
+    assert "split has no meaning" in refused("prepare pairs.jsonl --split dev --tokenizer from-beir --out other")
+    few = run("prepare pairs.jsonl --max-rows 3 --name few --tokenizer from-beir --out from-beir")
+    assert few.startswith("few: 3 rows, ")
 
 
 def test_recipe_lists_and_shows(run):
@@ -246,11 +271,39 @@ def test_curate_filter_keeps_and_drops_in_files(work, run):
     assert len(Path("filtered/kept.jsonl").read_text().splitlines()) == report["kept"]
 
 
+def test_curate_filter_takes_several_sources(work, run):
+    Path("list.toml").write_text(
+        '[[source]]\nname = "one"\nfiles = "pairs.jsonl"\n'
+        '[[source]]\nname = "two"\nfiles = "beir"\nquery_task = "clustering"\ndocument_task = "clustering"\n'
+    )
+    out = run("curate filter list.toml --teacher runs/fine --threshold -1 --out several")
+    assert out.splitlines() == [f"{name}: kept 40 of 40 pairs: several/{name}/kept.jsonl" for name in ("one", "two")]
+    assert json.loads(Path("several/report.json").read_text())["sources"]["two"]["kept"] == 40
+    assert Path("several/report.html").is_file()
+
+
+def test_curate_explain_says_why(work, run):
+    run("curate filter pairs.jsonl --teacher runs/fine --k 1 --out filtered")
+    out = run("curate explain filtered --row 3 --top 2")
+    assert out.startswith("pairs, row 3: ")
+    assert len([line for line in out.splitlines() if ", 1 (row " in line or ", 2 (row " in line]) == 2
+    assert run("curate explain filtered --top 2 --query", "what is number 2?") == out
+    assert "and 35 more: rows 6, 7, " in run("curate explain filtered --query", "WHAT IS")
+
+
 def test_curate_mine_gives_negatives(work, run):
     out = run("curate mine pairs.jsonl --teacher runs/fine --k 9 --at-least 5 --max-length 16 --out mined-2")
     assert out == "40 of 40 pairs have negatives: mined-2/mined.jsonl\n"
     rows = [json.loads(line) for line in Path("mined-2/mined.jsonl").read_text().splitlines()]
     assert {len(row["negatives"]) for row in rows} == {9}
+
+
+def test_curate_mine_draws_random_negatives(work, run):
+    out = run("curate mine pairs.jsonl --random 3 --seed 1 --out drawn")
+    rows = [json.loads(line) for line in Path("drawn/mined.jsonl").read_text().splitlines()]
+    assert out == "40 of 40 pairs have negatives: drawn/mined.jsonl\n"
+    assert [len(row["negatives"]) for row in rows] == [3] * 40
+    assert Path("drawn/report.html").is_file()
 
 
 def test_embed_writes_every_format(work, run, monkeypatch):
@@ -272,12 +325,13 @@ def test_embed_writes_every_format(work, run, monkeypatch):
     np.testing.assert_allclose(np.load("small/v.npy"), expected, atol=1e-6)
 
 
-def test_embed_reads_columns_and_cuts_only_when_told(work, run, refused):
+def test_embed_reads_columns_and_cuts_only_when_told(work, run, refused, capsys):
     run("embed runs/fine pairs.jsonl --column query --task clustering --out v.npy")
     assert np.load("v.npy").shape == (40, 32)
     command = "embed runs/fine pairs.jsonl --column document --task clustering --max-length 6 --out v2.npy"
     assert "--truncate" in refused(command)
-    run(f"{command} --truncate")
+    assert main([*command.split(), "--truncate"]) == 0
+    assert "40 of 40 texts were too long: only their beginnings were read" in capsys.readouterr().err
     parquet.write_table(pa.table({"text": ["a fox", "a dog"]}), "t.parquet")
     run("embed runs/fine t.parquet --task clustering --out v3.npy")
     assert np.load("v3.npy").shape == (2, 32)
@@ -294,6 +348,12 @@ def test_search_shows_the_best_passages(work, run):
     assert len(run("search runs/fine lines.txt", "dog", "--k", "100").splitlines()) == 2
 
 
+def test_search_says_how_many_passages_it_cut(work, capsys):
+    Path("long.jsonl").write_text('{"text": "fox"}\n' + json.dumps({"text": "dog " * 300}) + "\n")
+    assert main(["search", "runs/fine", "long.jsonl", "quick fox"]) == 0
+    assert "1 of 2 texts were too long" in capsys.readouterr().err
+
+
 def test_evaluate_stands_beside_bm25(work, run):
     out = run("evaluate runs/fine --data beir --bm25 --max-length 64 --out results/r.json").splitlines()
     assert out[0].split() == ["ndcg@10", "recall@10", "recall@100", "mrr@10", "map"]
@@ -302,6 +362,13 @@ def test_evaluate_stands_beside_bm25(work, run):
     for line in out[1:]:
         metrics = results[line.split()[-1]]["metrics"]
         assert [f"{metrics[name]:.4f}" for name in out[0].split()] == line.split()[:-1]
+
+
+def test_evaluate_says_how_many_texts_it_cut(work, capsys):
+    assert main(["evaluate", "runs/fine", "--data", "beir", "--max-length", "8"]) == 0
+    assert " texts were too long: only their beginnings were read" in capsys.readouterr().err
+    assert main(["evaluate", "runs/fine", "--data", "beir"]) == 0
+    assert "too long" not in capsys.readouterr().err
 
 
 def test_export_gives_a_folder_that_is_checked(work, run):
@@ -388,11 +455,14 @@ MISTAKES = [
     ("recipe syntax.py:f", "the recipe file cannot be loaded"),
     # curate
     ("curate filter gone.jsonl " + TEACHER, "no file gone.jsonl"),
-    ("curate filter beir " + TEACHER, "beir is a folder"),
+    ("curate filter runs " + TEACHER, "runs is a folder, not a file, and has none of the layouts"),
     ("curate filter books.jsonl " + TEACHER, "'query' is missing or empty"),
     ("curate filter empty.jsonl " + TEACHER, "there are no pairs to filter"),
     ("curate filter pairs.jsonl --k 0 " + TEACHER, "k 0 would drop every pair"),
     ("curate filter pairs.jsonl --sample 1 " + TEACHER, "nothing could be dropped"),
+    ("curate filter list.toml --query ask " + TEACHER, "names and columns stand in the sources file"),
+    ("curate explain filtered --row 99", "there is no row 99"),
+    ("curate explain runs --row 1", "state.json is missing"),
     ("curate filter pairs.jsonl --query-task asking " + TEACHER, "the model has no task 'asking'"),
     ("curate filter pairs.jsonl --max-length 1 " + TEACHER, "max_length 1 is not between"),
     ("curate filter pairs.jsonl --teacher gone --out new", "no model 'gone'"),
@@ -400,6 +470,9 @@ MISTAKES = [
     ("curate mine mined/mined.jsonl --teacher runs/fine --out mined", "this file would be overwritten"),
     ("curate mine one.jsonl " + TEACHER, "1 distinct documents cannot give 7 negatives"),
     ("curate mine pairs.jsonl --k 3 " + TEACHER, "3 negatives are kept"),
+    ("curate mine pairs.jsonl --out new", "give either --teacher or --random"),
+    ("curate mine pairs.jsonl --random 50 --out new", "distinct documents cannot give 50 negatives"),
+    ("curate mine pairs.jsonl --corpus gone.jsonl " + TEACHER, "no file gone.jsonl"),
     ("curate mine pairs.jsonl --guard 0 " + TEACHER, "guard 0.0 leaves no candidate"),
     # embed
     ("embed runs/fine gone.txt --out v.npy", "no file gone.txt"),
@@ -514,7 +587,7 @@ def test_help_and_version(capsys):
 
 def test_every_command_has_help_with_an_example(capsys):
     commands = ["demo", "prepare", "curate filter", "curate mine", "recipe", "train", "evaluate", "embed", "search"]
-    for command in [*commands, "export"]:
+    for command in [*commands, "export", "doctor"]:
         with pytest.raises(SystemExit) as caught:
             main([*command.split(), "--help"])
         assert caught.value.code == 0
@@ -595,5 +668,5 @@ def test_python_m_longspan_is_the_command():
 
 def test_the_parser_knows_every_command_of_its_help():
     text = build_parser().format_help()
-    for command in ("demo", "prepare", "curate", "recipe", "train", "evaluate", "embed", "search", "export"):
+    for command in ("demo", "prepare", "curate", "recipe", "train", "evaluate", "embed", "search", "export", "doctor"):
         assert f"\n    {command} " in text

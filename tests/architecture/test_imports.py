@@ -18,17 +18,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "longspan"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"files"}),
-    frozenset({"config", "progress"}),
-    frozenset({"text"}),
+    frozenset({"config", "progress", "page"}),
+    frozenset({"text", "machine"}),
     frozenset({"model"}),
     frozenset({"data"}),
     frozenset({"objective"}),
     frozenset({"embedder"}),
     frozenset({"train", "curate", "export", "serve"}),
     frozenset({"evaluate"}),
-    frozenset({"search", "output"}),
+    frozenset({"search", "output", "doctor"}),
     frozenset({"recipes"}),
     frozenset({"demo"}),
+    frozenset({"bench"}),
     frozenset({"cli"}),
 )
 """The top-level modules from the lowest layer up: a module imports from lower layers and from its own package only.
@@ -53,11 +54,13 @@ HEAVY_OPTIONAL = (
     "mteb",
     "onnx",
     "ray",
+    "rensa",
     "sentence_transformers",
     "sklearn",
     "tensorboard",
     "torch.utils.tensorboard",
     "transformers",
+    "zstandard",
 )
 """Imported inside the function that needs them, never when a module of longspan loads."""
 

@@ -1,5 +1,6 @@
 """Blocked search against brute force. Axes: N queries, M documents, D width, K kept."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from longspan.curate.neighbours import Exclude, rank_of, top_k
+from longspan.curate.neighbours import Exclude, rank_of, score_pairs, top_k
 from longspan.errors import LongspanError
 
 BLOCKS: list[dict[str, Any]] = [
@@ -317,3 +318,36 @@ def test_top_k_refuses(arguments: dict[str, Any], message: str) -> None:
 def test_rank_of_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(LongspanError, match=message):
         rank_of(**({"queries_ND": EYE, "documents_MD": EYE, "positives_N": np.arange(3)} | arguments))
+
+
+# --- named pairs ------------------------------------------------------------------------------------------------------
+
+
+def test_named_pairs_have_the_scores_of_top_k():
+    queries_ND, documents_MD = near_ties()
+    scores_NK, indices_NK = top_k(queries_ND, documents_MD, len(documents_MD))
+    order = np.random.default_rng(0).permutation(len(documents_MD))
+    np.testing.assert_array_equal(score_pairs(queries_ND, documents_MD, indices_NK[:, order]), scores_NK[:, order])
+    indices_NK[1:, 3], indices_NK[2] = -1, -1
+    partial_NK = score_pairs(queries_ND, documents_MD, indices_NK)
+    assert (partial_NK[indices_NK < 0] == -np.inf).all()
+    np.testing.assert_array_equal(partial_NK[indices_NK >= 0], scores_NK[indices_NK >= 0])
+
+
+def test_named_pairs_that_are_not_finite_are_refused():
+    documents_MD = np.ones((3, 2), dtype=np.float32)
+    documents_MD[1, 1] = np.inf
+    assert score_pairs(documents_MD[:1], documents_MD, np.array([[0, 2]])).tolist() == [[2.0, 2.0]], "not looked at"
+    with pytest.raises(LongspanError, match="row 1 of documents_MD"):
+        score_pairs(documents_MD[:1], documents_MD, np.array([[0, 1]]))
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6), st.data())
+def test_exclusions_of_some_queries(lists, data):
+    whole = Exclude.of(lists)
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8)) if lists else []
+    part = whole.rows(np.array(rows, dtype=np.int64))
+    assert [part.indices[a:b].tolist() for a, b in itertools.pairwise(part.offsets)] == [lists[row] for row in rows]
+    cut = data.draw(st.integers(0, len(lists)))
+    part = whole.rows(slice(cut, None))
+    assert [part.indices[a:b].tolist() for a, b in itertools.pairwise(part.offsets)] == lists[cut:]

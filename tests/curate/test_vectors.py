@@ -1,5 +1,6 @@
 """Vectors are computed once per text, kept whole, and come back bit for bit."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from longspan.curate import vectors as module
-from longspan.curate.vectors import VectorStore
+from longspan.curate.vectors import VectorBlocks, VectorStore
 from longspan.errors import LongspanError
 from longspan.files import UNFINISHED
 
@@ -191,3 +192,40 @@ def test_a_hash_that_ends_in_zero_bytes_is_found_again(tmp_path, make_embedder, 
         got = VectorStore(tmp_path, embedder, task=None).embed(["a", "b"])
         np.testing.assert_array_equal(got, [embedder.vector("a"), embedder.vector("b")])
     assert len(embedder.embedded) == 2
+
+
+def test_numbers_tell_texts_apart_and_lead_to_their_vectors(tmp_path, make_embedder, small_blocks):
+    embedder = make_embedder()
+    store = VectorStore(tmp_path, embedder, task=None)
+    texts = [*TEXTS[:6], TEXTS[2], *TEXTS[3:], TEXTS[0]]
+    numbers_N = store.numbers(texts)
+    assert len(set(numbers_N.tolist())) == len(TEXTS)
+    assert dict(zip(texts, numbers_N, strict=True)) == dict(
+        zip(texts, VectorStore(tmp_path, embedder, task=None).numbers(texts), strict=True)
+    )
+    order = np.random.default_rng(0).permutation(len(texts))
+    blocks = VectorBlocks(store.blocks.folder, embedder.dim)
+    np.testing.assert_array_equal(blocks.take(numbers_N[order]), [embedder.vector(texts[n]) for n in order])
+    for n, text in enumerate(texts):
+        assert blocks.holds(int(numbers_N[n]), text)
+        assert not blocks.holds(int(numbers_N[n]), text + "!")
+
+
+def test_texts_are_found_when_many_have_been_added(tmp_path, make_embedder, small_blocks, monkeypatch):
+    monkeypatch.setattr(module, "_PENDING", 5)
+    monkeypatch.setattr(module, "OPEN_BLOCKS", 2)
+    embedder = make_embedder()
+    store, texts = VectorStore(tmp_path, embedder, task=None), [f"text {n}" for n in range(60)]
+    for start in range(0, 60, 7):
+        store.embed(texts[max(0, start - 20) : start + 7])
+    np.testing.assert_array_equal(store.embed(texts[::-1]), [embedder.vector(text) for text in texts[::-1]])
+    assert len(embedder.embedded) == 60
+
+
+def test_a_block_that_is_gone_is_named(tmp_path, make_embedder, small_blocks):
+    store = VectorStore(tmp_path, make_embedder(), task=None)
+    numbers_N = store.numbers(TEXTS)
+    shutil.rmtree(store.blocks.path(1))
+    with pytest.raises(LongspanError, match="block of stored vectors is torn") as caught:
+        VectorBlocks(store.blocks.folder, 24).take(numbers_N)
+    assert caught.value.where.endswith("block-000001")

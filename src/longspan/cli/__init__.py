@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longspan import __version__
-from longspan.cli import curate, demo, embed, evaluate, export, prepare, recipe, search, train
+from longspan.cli import bench, curate, data, demo, doctor, embed, evaluate, export, prepare, recipe, search, train
 from longspan.cli.common import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from longspan.errors import LongspanError
 
-COMMANDS = (demo, prepare, curate, recipe, train, evaluate, embed, search, export)
+COMMANDS = (demo, prepare, data, curate, recipe, train, evaluate, embed, search, export, doctor, bench)
 """In the order of the help."""
 
 

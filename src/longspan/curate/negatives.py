@@ -1,145 +1,252 @@
 """Hard negatives (paper, section 4.2.4): for each query, the documents nearest to it that are not its answer.
 
 The paper takes the top 20 of the corpus without the positive; training then draws seven of them at random. Mined
-negatives contain false ones, so a guard beyond the paper can leave out candidates that score nearly as high as the
-positive itself.
+negatives contain false ones, so guards beyond the paper can leave out candidates that score nearly as high as the
+positive itself, by a part of its score, by a distance from it, or by the word of a second model.
 
-Axes: N pairs, M distinct documents, K negatives kept, D width.
+Axes: N queries, M distinct documents, P positives, K negatives kept, D width. Inside a block: R queries, C candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from longspan.curate.consistency import Teacher, embed_pairs
-from longspan.curate.neighbours import Exclude, top_k
+from longspan.config import Config
+from longspan.curate.approximate import TARGET_RECALL, Searcher
+from longspan.curate.neighbours import Exclude, score_pairs
 from longspan.errors import LongspanError
-from longspan.files import write_json, write_json_lines
 
 NUM_NEGATIVES = 20
 SPARE = 2
 """With a guard, this many times as many candidates are looked at as are kept; more where it rejects more."""
 
 
+class Mining(Config):
+    """Which negatives are taken, and how they are searched."""
+
+    k: int = NUM_NEGATIVES
+    """Negatives to keep, at most."""
+    at_least: int = 7
+    """A pair with fewer is left out."""
+    guard: float | None = None
+    """Candidates may score at most this part of the positive's score; None: the paper's way."""
+    margin: float | None = Field(default=None, ge=0)
+    """Candidates must score at least so much less than the positive."""
+    search: Literal["by size", "exact", "approximate"] = "by size"
+    """Look at every document, or use an index (see `nearest`)."""
+    target_recall: float = Field(default=TARGET_RECALL, gt=0, le=1)
+    """The part of the true neighbours that an index is to find."""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.k < 1 or not 0 <= self.at_least <= self.k:
+            raise ValueError(
+                f"{self.k} negatives are kept, and rows with fewer than {self.at_least} left out: keep at least 1, and "
+                "at least as many as a row must have"
+            )
+        if self.guard is not None and self.guard <= 0:
+            raise ValueError(f"guard {self.guard} leaves no candidate: use a part of the score, such as 0.95")
+        return self
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A second, slower judge of candidates.
+
+    Attributes:
+        name: by which a later run knows whether it is the same.
+        score: (query, document) pairs -> a score for each, higher where the document answers the query better.
+        margin: candidates must score at least so much less than the best positive, by this judge.
+    """
+
+    name: str
+    score: Callable[[list[tuple[str, str]]], Sequence[float] | np.ndarray]
+    margin: float = 0.0
+
+
+class Texts(NamedTuple):
+    """What a reranker reads."""
+
+    queries: Sequence[str]
+    corpus: Sequence[str]
+
+
+class Negatives(NamedTuple):
+    """The negatives of some queries.
+
+    Attributes:
+        scores_NK: float32, nearest first; -inf where there are no more.
+        indices_NK: int64 documents; -1 there.
+        positive_N: float32, the score of the best positive.
+    """
+
+    scores_NK: np.ndarray
+    indices_NK: np.ndarray
+    positive_N: np.ndarray
+
+
 def mine_negatives(
-    queries_ND: np.ndarray,
+    queries_RD: np.ndarray,
     corpus_MD: np.ndarray,
-    positives: Sequence[Sequence[int]],
+    positives: Exclude,
+    config: Mining,
     *,
-    k: int = NUM_NEGATIVES,
-    guard: float | None = None,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The K nearest documents of each query that are none of its positives.
+    searcher: Searcher | None = None,
+    own: Exclude | None = None,
+    reranker: Reranker | None = None,
+    texts: Texts | None = None,
+) -> Negatives:
+    """The K nearest documents of each query that are none of its positives and pass the guards.
+
+    Several positives: the best of them sets the limits. Where a guard rejects candidates, further ones are looked at
+    until K are found or no document is left; a reranker is asked once, about `SPARE` times K candidates.
 
     Args:
-        queries_ND, corpus_MD: the teacher's vectors, of length 1; the documents are distinct texts.
+        queries_RD, corpus_MD: the teacher's vectors, of length 1; the documents are distinct texts.
         positives: for each query, the documents that answer it (at least one).
-        k: at most this many each, at least 1.
-        guard: leave out candidates whose score is above this part of the best positive's; None: the paper's way.
-
-    Returns:
-        For each query its negatives' numbers, nearest first, and their scores; fewer than `k` where there are no more.
-    """
-    chosen = [np.empty(0, dtype=np.int64)] * len(positives)
-    chosen_scores = [np.empty(0, dtype=np.float32)] * len(positives)
-    pending, candidates = list(range(len(positives))), k if guard is None else k * SPARE
-    while pending:
-        candidates = min(candidates, len(corpus_MD))
-        exclude = Exclude.of([positives[query] for query in pending])
-        scores_NK, indices_NK = top_k(queries_ND[pending], corpus_MD, candidates, exclude=exclude)
-        short = []
-        for query, scores_K, indices_K in zip(pending, scores_NK, indices_NK, strict=True):
-            fine_K = indices_K >= 0
-            more = bool(fine_K.all()) and candidates < len(corpus_MD)
-            if guard is not None:
-                fine_K &= scores_K <= _limit(queries_ND[query], corpus_MD[positives[query]], guard)
-            chosen[query], chosen_scores[query] = indices_K[fine_K][:k], scores_K[fine_K][:k]
-            if more and len(chosen[query]) < k:
-                short.append(query)
-        pending, candidates = short, candidates * SPARE
-    return chosen, chosen_scores
-
-
-def _limit(query_D: np.ndarray, positives_PD: np.ndarray, guard: float) -> np.float32:
-    """The highest score that a negative may have: `guard` of the best positive's."""
-    # Summed in float64 and rounded once, as `top_k` does, so that equal documents have equal scores here too.
-    best = float((positives_PD.astype(np.float64) @ query_D.astype(np.float64)).astype(np.float32).max())
-    # Of a score below zero, a part is more than the whole.
-    return np.float32(best * guard if best > 0 else best / guard)
-
-
-def mine_pairs(
-    rows: Sequence[dict[str, Any]],
-    teacher: Teacher,
-    out: Path,
-    *,
-    k: int = NUM_NEGATIVES,
-    at_least: int = 7,
-    guard: float | None = None,
-    cache: Path | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Give rows with `query` and `document` their `negatives`, from the documents of all rows; write `out/mined.jsonl`.
-
-    A query that stands in several rows has several positives, and none of them becomes its negative. Rows left with
-    fewer than `at_least` negatives are written to `out/dropped.jsonl` instead; `out/report.json` says how many.
+        searcher: of the corpus; None: an exact one.
+        own: for each query, documents that are neither positive nor negative, such as its own text.
+        reranker: asked about what passes the guards; needs `texts`, of these queries and this corpus.
 
     Raises:
-        LongspanError: there are not even `at_least` other documents, or a number with which every row is dropped.
+        LongspanError: as `nearest`.
     """
-    _check_numbers(k, at_least, guard)
-    corpus = list(dict.fromkeys(row["document"] for row in rows))
-    if len(corpus) <= at_least:
-        raise LongspanError(
-            f"{len(corpus)} distinct documents cannot give {at_least} negatives to each query",
-            where=out,
-            remedy="mine in a larger corpus or ask for fewer negatives",
-        )
-    number_of = {text: number for number, text in enumerate(corpus)}
-    queries_ND, documents_ND = embed_pairs(rows, teacher, cache or out / "vectors", progress)
-    first_row = {number_of[row["document"]]: n for n, row in reversed(list(enumerate(rows)))}
-    corpus_MD = documents_ND[[first_row[number] for number in range(len(corpus))]]
-    answers: dict[str, list[int]] = {}
-    for row in rows:
-        answers.setdefault(row["query"], []).append(number_of[row["document"]])
-    positives = [answers[row["query"]] for row in rows]
-    negatives, scores = mine_negatives(queries_ND, corpus_MD, positives, k=k, guard=guard)
-    mined, dropped = [], []
-    for row, numbers, values in zip(rows, negatives, scores, strict=True):
-        full = row | {
-            "negatives": [corpus[number] for number in numbers],
-            "negative_scores": [round(float(value), 4) for value in values],
-        }
-        (mined if len(numbers) >= at_least else dropped).append(full)
-    report = {
-        "pairs": len(rows),
-        "mined": len(mined),
-        "dropped": len(dropped),
-        "documents": len(corpus),
-        "negatives_per_pair": float(np.mean([len(numbers) for numbers in negatives])),
-        "k": k,
-        "guard": guard,
-        "teacher": teacher.embedder.name,
-        "teacher_fingerprint": teacher.embedder.fingerprint,
-    }
-    write_json_lines(out / "mined.jsonl", mined)
-    write_json_lines(out / "dropped.jsonl", dropped)
-    write_json(out / "report.json", report)
-    return report
+    if searcher is None:
+        searcher = Searcher.open(queries_RD, corpus_MD, config.k, exact=True)
+    positive_R = _best_positive(queries_RD, corpus_MD, positives)
+    limit_R1 = _limit(positive_R, config)[:, None]
+    exclude = positives if own is None else _joined(positives, own)
+    guarded = config.guard is not None or config.margin is not None
+    width = config.k if reranker is None else config.k * SPARE
+    scores_RK = np.full((len(queries_RD), width), -np.inf, dtype=np.float32)
+    indices_RK = np.full((len(queries_RD), width), -1, dtype=np.int64)
+    pending, count = np.arange(len(queries_RD)), width * SPARE if guarded else width
+    while len(pending):
+        count = min(count, len(corpus_MD))
+        scores_RC, indices_RC = searcher.find(queries_RD[pending], count, exclude.rows(pending))
+        more_R = (indices_RC[:, -1] >= 0) & (count < len(corpus_MD))
+        indices_RC = np.where(scores_RC <= limit_R1[pending], indices_RC, -1)
+        scores_RK[pending], indices_RK[pending] = _first(scores_RC, indices_RC, width)
+        pending, count = pending[more_R & (indices_RK[pending, -1] < 0)], count * SPARE
+    if reranker is not None:
+        assert texts is not None
+        indices_RK = _reranked(indices_RK, positives, reranker, texts)
+        scores_RK, indices_RK = _first(scores_RK, indices_RK, config.k)
+    return Negatives(scores_RK, indices_RK, positive_R)
 
 
-def _check_numbers(k: int, at_least: int, guard: float | None) -> None:
-    if k < 1 or not 0 <= at_least <= k:
+def random_negatives(
+    num_documents: int, positives: Exclude, count: int, *, first_query: int = 0, seed: int = 0
+) -> np.ndarray:
+    """Documents drawn at random among those that are no positive, each set of them equally likely: (N, count) int64.
+
+    What a query is given depends on the seed and its number alone. -1 where there are not so many documents.
+
+    Args:
+        first_query: number of the first of these queries.
+    """
+    num_queries = len(positives.offsets) - 1
+    indices_NK = np.full((num_queries, count), -1, dtype=np.int64)
+    for query in range(num_queries):
+        taken_P = np.unique(positives.indices[positives.offsets[query] : positives.offsets[query + 1]])
+        free = num_documents - len(taken_P)
+        generator = np.random.default_rng((seed, first_query + query))
+        drawn_K = generator.choice(free, size=min(count, free), replace=False)
+        # The n-th free document is the n-th document, one later for every positive that stands before it.
+        drawn_K += np.searchsorted(taken_P - np.arange(len(taken_P)), drawn_K, side="right")
+        indices_NK[query, : len(drawn_K)] = drawn_K
+    return indices_NK
+
+
+def cross_encoder(model: str, margin: float = 0.0) -> Reranker:
+    """A cross-encoder of sentence-transformers as a reranker.
+
+    Raises:
+        LongspanError: sentence-transformers is missing, or does not load the model.
+    """
+    try:
+        from sentence_transformers import CrossEncoder
+    except ImportError:
         raise LongspanError(
-            f"{k} negatives are kept, and rows with fewer than {at_least} left out: that leaves none",
-            where="k, at_least",
-            remedy="keep at least 1, and at least as many as a row must have",
-        )
-    if guard is not None and guard <= 0:
+            "a reranker needs sentence-transformers, which is not installed",
+            where=model,
+            remedy="pip install 'longspan[st]'",
+        ) from None
+    try:
+        encoder = CrossEncoder(model)
+    except (OSError, ValueError) as error:
         raise LongspanError(
-            f"guard {guard} leaves no candidate", where="guard", remedy="use a part of the score, such as 0.95"
+            f"sentence-transformers does not load this reranker: {error}",
+            where=model,
+            remedy="name the folder or hub id of a cross-encoder",
+        ) from None
+
+    def score(pairs: list[tuple[str, str]]) -> np.ndarray:
+        return encoder.predict(pairs, show_progress_bar=False)
+
+    return Reranker(model, score, margin)
+
+
+def _best_positive(queries_RD: np.ndarray, corpus_MD: np.ndarray, positives: Exclude) -> np.ndarray:
+    owner_P = np.repeat(np.arange(len(queries_RD)), np.diff(positives.offsets))
+    scores_P = score_pairs(queries_RD[owner_P], corpus_MD, positives.indices[:, None])[:, 0]
+    return np.maximum.reduceat(scores_P, positives.offsets[:-1]) if len(scores_P) else scores_P
+
+
+def _limit(positive_R: np.ndarray, config: Mining) -> np.ndarray:
+    """The highest score that a negative may have: (R,) float32."""
+    best_R = positive_R.astype(np.float64)
+    limit_R = np.full(len(best_R), np.inf)
+    if config.guard is not None:
+        # Of a score below zero, a part is more than the whole.
+        limit_R = np.where(best_R > 0, best_R * config.guard, best_R / config.guard)
+    if config.margin is not None:
+        limit_R = np.minimum(limit_R, best_R - config.margin)
+    return limit_R.astype(np.float32)
+
+
+def _first(scores_RC: np.ndarray, indices_RC: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` of each row that are not -1, in their order."""
+    order_RC = np.argsort(indices_RC < 0, axis=1, kind="stable")[:, :count]
+    indices_RK = np.full((len(indices_RC), count), -1, dtype=np.int64)
+    scores_RK = np.full(indices_RK.shape, -np.inf, dtype=np.float32)
+    indices_RK[:, : order_RC.shape[1]] = np.take_along_axis(indices_RC, order_RC, axis=1)
+    scores_RK[:, : order_RC.shape[1]] = np.take_along_axis(scores_RC, order_RC, axis=1)
+    return np.where(indices_RK < 0, np.float32(-np.inf), scores_RK), indices_RK
+
+
+def _joined(one: Exclude, other: Exclude) -> Exclude:
+    """Both, query by query."""
+    owners = [np.repeat(np.arange(len(each.offsets) - 1), np.diff(each.offsets)) for each in (one, other)]
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    return Exclude(one.offsets + other.offsets, np.concatenate([one.indices, other.indices])[order])
+
+
+def _reranked(indices_RC: np.ndarray, positives: Exclude, reranker: Reranker, texts: Texts) -> np.ndarray:
+    """Put -1 for the candidates that the reranker finds too near to the best positive, or better."""
+    documents_R = [[*positives.indices[a:b], *row[row >= 0]] for a, b, row in _rows_of(positives, indices_RC)]
+    pairs = [(texts.queries[n], texts.corpus[int(m)]) for n, row in enumerate(documents_R) for m in row]
+    values = np.asarray(reranker.score(pairs), dtype=np.float64).reshape(-1)
+    if len(values) != len(pairs) or not np.isfinite(values).all():
+        raise LongspanError(
+            f"for {len(pairs)} pairs the reranker gave {np.isfinite(values).sum()} finite scores",
+            where=reranker.name,
+            remedy="use a model that gives each pair of texts one score",
         )
+    kept_RC, start = indices_RC.copy(), 0
+    for row, documents in enumerate(documents_R):
+        own = start + int(positives.offsets[row + 1] - positives.offsets[row])
+        end = start + len(documents)
+        good = values[own:end] <= values[start:own].max() - reranker.margin
+        kept_RC[row, np.flatnonzero(indices_RC[row] >= 0)[~good]] = -1
+        start = end
+    return kept_RC
+
+
+def _rows_of(positives: Exclude, indices_RC: np.ndarray) -> Any:
+    return zip(positives.offsets[:-1], positives.offsets[1:], indices_RC, strict=True)

@@ -55,6 +55,14 @@ class Exclude(NamedTuple):
         offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
         return cls(offsets, np.concatenate([np.empty(0, np.int64), *rows]))
 
+    def rows(self, rows: slice | np.ndarray) -> Exclude:
+        """That of some of the queries, in the order given."""
+        starts = self.offsets[:-1][rows].astype(np.int64)
+        counts = self.offsets[1:][rows] - starts
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+        return Exclude(offsets, np.asarray(self.indices)[np.repeat(starts, counts) + within])
+
 
 def top_k(
     queries_ND: np.ndarray,
@@ -92,10 +100,10 @@ def top_k(
     """
     _check_inputs(queries_ND, documents_MD, block_rows, block_documents)
     if k < 1:
-        raise LongspanError(f"cannot keep {k} neighbours", where="top_k: k", remedy="ask for at least 1")
+        raise LongspanError(f"cannot keep {k} neighbours", where="k", remedy="ask for at least 1")
     num_queries, num_documents = len(queries_ND), len(documents_MD)
     if exclude is not None:
-        _check_exclude(exclude, num_queries, num_documents)
+        check_exclude(exclude, num_queries, num_documents)
     scores_NK = np.full((num_queries, k), -np.inf, dtype=np.float32)
     indices_NK = np.full((num_queries, k), -1, dtype=np.int64)
     width = min(k, num_documents)
@@ -161,6 +169,43 @@ def rank_of(
                 counter.add(above_RC, None if groups_M is None else _to_device(groups_M[where], device))
             rank_N[rows] = counter.count_R.cpu().numpy()
     return rank_N
+
+
+def score_pairs(
+    queries_ND: np.ndarray, documents_MD: np.ndarray, indices_NK: np.ndarray, *, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Score named documents for every query, bit for bit as `top_k` scores them.
+
+    Args:
+        queries_ND: (N, D) real, read as float32; may be a `np.memmap`.
+        documents_MD: (M, D) likewise.
+        indices_NK: (N, K) integer; -1 names no document.
+        device: where it is computed.
+
+    Returns:
+        scores_NK float32, -inf where no document is named.
+
+    Raises:
+        LongspanError: as `top_k`.
+    """
+    _check_inputs(queries_ND, documents_MD, 1, 1)
+    scores_NK = np.full(indices_NK.shape, -np.inf, dtype=np.float32)
+    pairs_per_row = max(1, indices_NK.shape[1])
+    with _plain_arithmetic(device):
+        for rows in _slices(len(queries_ND), max(1, _PAIR_VALUES // (pairs_per_row * queries_ND.shape[1]))):
+            rows_P, columns_P = np.nonzero(indices_NK[rows] >= 0)
+            if not len(rows_P):
+                continue
+            queries = _Rows.read(queries_ND, rows, "queries_ND", device)
+            # Neighbouring queries often name the same documents: each is read, and checked, once.
+            named_C, place_P = np.unique(indices_NK[rows][rows_P, columns_P], return_inverse=True)
+            documents = _Rows.read(documents_MD, named_C, "documents_MD", device)
+            _check_range(queries, documents)
+            scores_P = _pair_scores(
+                queries.values_XD, documents.values_XD, _to_device(rows_P, device), _to_device(place_P, device)
+            )
+            scores_NK[rows][rows_P, columns_P] = scores_P.cpu().numpy()
+    return scores_NK
 
 
 @dataclass(frozen=True)
@@ -400,7 +445,8 @@ def _check_inputs(queries_ND: np.ndarray, documents_MD: np.ndarray, block_rows: 
             raise LongspanError(f"{name} is {size}", where=name, remedy="use a block of at least 1")
 
 
-def _check_exclude(exclude: Exclude, num_queries: int, num_documents: int) -> None:
+def check_exclude(exclude: Exclude, num_queries: int, num_documents: int) -> None:
+    """Raise a LongspanError unless `exclude` is of so many queries and documents."""
     where = "top_k: exclude"
     _check_indices(exclude.indices, len(exclude.indices), num_documents, f"{where}.indices")
     _check_indices(exclude.offsets, num_queries + 1, len(exclude.indices) + 1, f"{where}.offsets")

@@ -17,8 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from longspan.curate.consistency import Teacher, filter_pairs
-from longspan.curate.negatives import mine_pairs
+from longspan.curate.consistency import Teacher
+from longspan.curate.filtering import filter_source
+from longspan.curate.mining import mine_source
+from longspan.curate.negatives import Mining
 from longspan.data.prepare import prepare
 from longspan.data.readers import read_rows
 from longspan.data.source import PairSource, TextSource
@@ -32,7 +34,7 @@ from longspan.export.sentence_transformers import publish
 from longspan.files import sha256_file, write_json_lines
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder, initialize
-from longspan.progress import Bar
+from longspan.progress import Bar, Bars
 from longspan.recipes.demo import demo_contrastive, demo_finetune, demo_mlm
 from longspan.search import Index, Passage
 from longspan.text.tasks import PREFIXES, Task
@@ -155,17 +157,17 @@ class Road:
     def filter(self) -> dict[str, Any]:
         counts = {}
         for source, (query_task, document_task) in TASKS.items():
-            rows = list(self._rows(f"pairs/{source}.jsonl"))
+            pairs = PairSource(name=source, files=(str(self.collected / "pairs" / f"{source}.jsonl"),))
             teacher = Teacher(self.scale.teacher(), query_task, document_task, self.scale.teacher_tokens)
-            with Bar(f"filter {source}", 2 * len(rows), console=self.console) as bar:
-                report = filter_pairs(
-                    rows,
+            with Bars(f"filter {source}", console=self.console) as bars:
+                report = filter_source(
+                    pairs,
                     teacher,
                     self.filtered / source,
                     sample_size=self.scale.sample_size,
                     cache=self.cache,
-                    progress=bar.advance,
-                )
+                    progress=bars.show,
+                ).facts
             counts[source] = {"pairs": report["pairs"], "kept": report["kept"]}
             self._say(f"{source}: kept {report['kept']:,} of {report['pairs']:,}")
             kept = read_rows(str(self.filtered / source / "kept.jsonl"))
@@ -189,12 +191,17 @@ class Road:
     def mine(self) -> dict[str, Any]:
         counts = {}
         for source in MINED_SOURCES:
-            rows = [row for _, row in read_rows(str(self.filtered / source / "kept.jsonl"))]
+            pairs = PairSource(name=source, files=(str(self.filtered / source / "kept.jsonl"),))
             teacher = Teacher(self.scale.teacher(), max_length=self.scale.teacher_tokens)
-            with Bar(f"mine {source}", 2 * len(rows), console=self.console) as bar:
-                report = mine_pairs(
-                    rows, teacher, self.mined / source, guard=self.scale.guard, cache=self.cache, progress=bar.advance
-                )
+            with Bars(f"mine {source}", console=self.console) as bars:
+                report = mine_source(
+                    pairs,
+                    teacher,
+                    self.mined / source,
+                    Mining(guard=self.scale.guard),
+                    cache=self.cache,
+                    progress=bars.show,
+                ).facts
             mined = read_rows(str(self.mined / source / "mined.jsonl"))
             chosen = [row for _, row in mined if _is_for_finetuning(row)]
             write_json_lines(self.mined / source / "finetune.jsonl", chosen)
