@@ -25,6 +25,7 @@ from longspan.demo.collect import collect
 from longspan.embedder import Embedder
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder, initialize
+from longspan.model.pooling import PooledEncoder
 from longspan.objective.contrastive import Contrastive, ContrastiveConfig
 from longspan.recipes.demo import ENCODER
 from longspan.text.tasks import PREFIXES
@@ -64,7 +65,7 @@ def _measure(root: Path) -> dict[str, object]:
     plan = pair_plan(dataset, PAIRS, seed=0)
     batch = Loader(plan, collate).batch(0)
     picked = [rows[row] for row in plan(0).rows]
-    model = embedder.model.train()
+    model = PooledEncoder(encoder, config.pooling).train()
     objective = Contrastive(ContrastiveConfig(chunk_tokens=CHUNK_TOKENS))
     losses: dict[str, float] = {}
 
