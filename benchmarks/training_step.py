@@ -24,10 +24,10 @@ from longspan.text.packed import Packed, chunks_of_similar_length
 from longspan.text.tokenizer import Tokenizer
 
 ROUNDS = 3
-TEXTS = 24
+TEXTS = 12
 MAX_TOKENS = 2048
 CHUNK_TOKENS = 2048
-MINI_BATCHES = (1, 4, 8, 24)
+MINI_BATCHES = (1, 4, 12)
 WIDTH = 384
 
 
