@@ -15,6 +15,7 @@ from longspan.errors import LongspanError
 from longspan.files import write_text
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
+from longspan.model.inference import Precision
 from longspan.model.pooling import PooledEncoder
 from longspan.model.prepacked import has_float_kernels, has_int8_kernels
 from longspan.text.packed import Packed
@@ -244,7 +245,7 @@ def test_the_encoders_limit_holds(small_tokenizer):
 
 
 def test_fingerprint_changes_with_everything_that_a_vector_depends_on(small_encoder, small_tokenizer, small_embedder):
-    def fingerprint(encoder=None, tokenizer=small_tokenizer, precision="float32", **changes):
+    def fingerprint(encoder=None, tokenizer=small_tokenizer, precision: Precision = "float32", **changes):
         config = small_embedder.config.model_copy(update=changes)
         return Embedder(encoder or small_encoder(), tokenizer, config, device="cpu", precision=precision).fingerprint
 

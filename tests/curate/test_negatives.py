@@ -206,7 +206,8 @@ def test_a_cross_encoder_judges_as_sentence_transformers_says(tmp_path):
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    BertForSequenceClassification(BertConfig(vocab_size=8, num_labels=1, **shape)).save_pretrained(tmp_path)
+    config = BertConfig(vocab_size=8, num_labels=1, **shape)  # pyright: ignore[reportCallIssue]
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
     reranker = cross_encoder(str(tmp_path), 0.25)
     pairs = [("q", "a b"), ("q", "c")]
     expected = sentence_transformers.CrossEncoder(str(tmp_path)).predict(pairs)

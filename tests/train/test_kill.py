@@ -47,6 +47,7 @@ def test_killed_at_random_moments(config: TrainConfig, launch: Launch, tmp_path:
     assert folders.differing(folder, undisturbed) == [], f"seed {seed}"
 
 
+@pytest.mark.timeout(600)  # some dozen processes, each of which loads torch
 @pytest.mark.parametrize(("keep", "moment"), [(1, 1), (2, 3)])
 def test_killed_before_a_change_of_the_directory(
     text_data: Path, keep: int, moment: int, launch: Launch, tmp_path: Path

@@ -187,7 +187,7 @@ def cross_encoder(model: str, margin: float = 0.0) -> Reranker:
         ) from None
 
     def score(pairs: list[tuple[str, str]]) -> np.ndarray:
-        return encoder.predict(pairs, show_progress_bar=False)
+        return np.asarray(encoder.predict(pairs, show_progress_bar=False))
 
     return Reranker(model, score, margin)
 
