@@ -38,8 +38,8 @@ def sequence_hashes(values_T: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
         return np.empty(0, dtype=np.uint64)
     starts_N = starts_of(lengths_N)
     position_T = places_of(np.zeros_like(lengths_N), lengths_N)
-    terms_T = _powers(int(lengths_N.max()))[position_T]
-    terms_T *= values_T.astype(np.uint64) + np.uint64(1)
+    terms_T = _powers(int(lengths_N.max())).take(position_T)
+    terms_T *= values_T.astype(np.int64, copy=False).view(np.uint64) + np.uint64(1)
     sums_N = np.add.reduceat(terms_T, starts_N)
     sums_N ^= sums_N >> np.uint64(32)
     sums_N *= np.uint64(_FACTOR)

@@ -110,7 +110,7 @@ class _Lists:
         for shard, which in _groups(found.shard_N):
             _, values, _ = self._open(shard)
             lengths = lengths_N[which]
-            out_T[places_of(places_N[which], lengths)] = values[places_of(found.start_N[which], lengths)]
+            out_T[places_of(places_N[which], lengths)] = values.take(places_of(found.start_N[which], lengths))
 
 
 class IdColumn(_Lists):

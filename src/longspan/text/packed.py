@@ -49,10 +49,11 @@ class Packed:
     @classmethod
     def of_flat(cls, ids_T: np.ndarray, lengths_B: np.ndarray) -> Packed:
         """Sequences that lie end to end already: int64 ids (not copied) and positive lengths that add up to them."""
-        lengths = tuple(lengths_B.tolist())
-        if not lengths or min(lengths) <= 0 or sum(lengths) != len(ids_T):
-            raise ValueError(f"{len(lengths)} lengths of {sum(lengths)} tokens do not lay out {len(ids_T)} ids")
-        return cls(torch.from_numpy(ids_T), _boundaries(lengths), lengths)
+        boundaries = np.zeros(len(lengths_B) + 1, dtype=np.int32)
+        np.cumsum(lengths_B, out=boundaries[1:])
+        if not len(lengths_B) or lengths_B.min() <= 0 or boundaries[-1] != len(ids_T):
+            raise ValueError(f"{len(lengths_B)} lengths of {boundaries[-1]} tokens do not lay out {len(ids_T)} ids")
+        return cls(torch.from_numpy(ids_T), torch.from_numpy(boundaries), tuple(lengths_B.tolist()))
 
     @property
     def num_sequences(self) -> int:
