@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.loader_rows import BATCH, MAX_DOCUMENT, MAX_QUERY
-from benchmarks.loader_turns import report, serve
+from benchmarks.loader_turns import report, serve, start_times
 from longspan.data.collate import PairBatch, PairCollator, pair_plan
 from longspan.data.dataset import Dataset
 from longspan.data.loader import Loader
@@ -53,11 +53,7 @@ def _start(folder: Path, step: int) -> dict[str, float]:
     made = time.perf_counter()
     for later in range(step + 1, step + 1 + MORE_BATCHES):
         loader.batch(later)
-    return {
-        "open_seconds": round(opened - began, 3),
-        "batch_seconds": round(made - opened, 3),
-        "first_batch_seconds": round(made - began, 3),
-    }
+    return start_times(began, opened, made)
 
 
 if __name__ == "__main__":

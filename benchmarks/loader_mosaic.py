@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
 
-from benchmarks.loader_turns import Pass, report, serve
+from benchmarks.loader_turns import Pass, report, serve, start_times
 
 MDS, IDS = "mds", "ids.npz"
 BATCHES = 2
@@ -122,11 +122,7 @@ def _start(folder: Path, batch: int, step: int) -> dict[str, float]:
         loader.load_state_dict(state)
     next(iter(loader))
     made = time.perf_counter()
-    return {
-        "open_seconds": round(opened - began, 3),
-        "batch_seconds": round(made - opened, 3),
-        "first_batch_seconds": round(made - began, 3),
-    }
+    return start_times(began, opened, made)
 
 
 if __name__ == "__main__":

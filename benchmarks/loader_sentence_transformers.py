@@ -25,7 +25,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, RandomSampler
 
 from benchmarks.loader_rows import ARROW, BATCH, BATCHES_OF, MAX_DOCUMENT, PREFIX
-from benchmarks.loader_turns import Pass, report, serve
+from benchmarks.loader_turns import Pass, report, serve, start_times
 from longspan.demo.teacher import teacher_folder
 
 SEED = 0
@@ -113,11 +113,7 @@ def _start(folder: Path, step: int) -> dict[str, float]:
     sampler: Any = _FromStep(_proportional(sources, _default), step)
     next(iter(DataLoader(ConcatDataset(sources), batch_sampler=sampler, collate_fn=list)))
     made = time.perf_counter()
-    return {
-        "open_seconds": round(opened - began, 3),
-        "batch_seconds": round(made - opened, 3),
-        "first_batch_seconds": round(made - began, 3),
-    }
+    return start_times(began, opened, made)
 
 
 if __name__ == "__main__":

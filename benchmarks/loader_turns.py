@@ -72,6 +72,15 @@ def report(measure: Callable[[], dict[str, float]]) -> None:
     say({**measure(), **memory(), "rss_before_mb": before["rss_mb"], "anonymous_before_mb": before["anonymous_mb"]})
 
 
+def start_times(began: float, opened: float, made: float) -> dict[str, float]:
+    """Seconds to open, to make the first batch, and both."""
+    return {
+        "open_seconds": round(opened - began, 3),
+        "batch_seconds": round(made - opened, 3),
+        "first_batch_seconds": round(made - began, 3),
+    }
+
+
 def memory() -> dict[str, float]:
     """Of this process, in MB: resident, its peak, and the part that no file backs."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()

@@ -7,9 +7,9 @@ holds the command, the machine, the versions and every single time, so that the 
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from longspan.machine import installed_versions, read_machine
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "transformers", "sentence-transformers")
@@ -61,7 +63,8 @@ def write_record(name: str, result: Any) -> Path:
         number += 1
         path = RESULTS / f"{today}-{name}-{number}.json"
     RESULTS.mkdir(exist_ok=True)
-    record = {"command": f"python -m {_module()}", "machine": machine(), "versions": versions(), "result": result}
+    about = {"command": _command(), "machine": machine(), "versions": installed_versions(PACKAGES)}
+    record = about | {"result": result}
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
     print(f"record: results/{path.name}")
@@ -71,7 +74,7 @@ def write_record(name: str, result: Any) -> Path:
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the code."""
     return {
-        "processor": _processor(),
+        "processor": read_machine().processor.name,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -91,25 +94,8 @@ def gemm_rate(size: int = 1024, seconds: float = 0.5) -> float:
     return 8 * size**3 * count / (time.perf_counter() - began) / 1e9
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that matter."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _module() -> str:
+def _command() -> str:
+    """As it was typed, but for where things are on this machine."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec is not None else "?"
+    arguments = [Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:]]
+    return shlex.join(["python", "-m", spec.name if spec is not None else "?", *arguments])

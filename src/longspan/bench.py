@@ -31,7 +31,7 @@ from longspan.demo import installed
 from longspan.demo.python_docs import is_bare, read_module
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
-from longspan.machine import read_machine
+from longspan.machine import installed_versions, read_machine
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model
@@ -111,7 +111,7 @@ def bench_encoder(model: str | None = None, *, quick: bool = False, say: Say = l
         "model": model or f"nomic-bert-2048 with {2 if quick else NUM_LAYERS} of its 12 layers, random weights",
         "machine": read_machine().model_dump(),
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": installed_versions(PACKAGES),
         "result": result,
     }
 
@@ -410,13 +410,3 @@ def _embed_and_tell(kind: str, place: _Place, texts: list[str], results: SimpleQ
     status = Path(f"/proc/{os.getpid()}/status")
     peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text("utf-8"), re.MULTILINE) if status.exists() else None
     results.put(round(int(peak[1]) / 1024) if peak else None)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -19,7 +19,7 @@ import torch
 
 from longspan import __version__
 from longspan.config import Config
-from longspan.machine import GIB, GPU, Machine, read_machine
+from longspan.machine import GIB, GPU, Machine, installed_versions, read_machine
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import find_model
@@ -390,9 +390,4 @@ def _gpu_names(machine: Machine) -> list[str]:
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(installed_versions(distributions).values()), None)

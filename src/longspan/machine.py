@@ -5,11 +5,13 @@ Linux tells all of it in files; elsewhere what is not known is None or empty.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from longspan.config import Config
@@ -101,6 +103,15 @@ def read_machine(root: Path = Path("/")) -> Machine:
         gpus=_gpus(),
         gpu_driver=_gpu_driver(root),
     )
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _processor(root: Path) -> Processor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 SECONDS_PER_LINE = 20.0
 """Without a terminal, a line is printed at most this often (and one at the end)."""
+
+Tell = Callable[[str, int, int], None]
+"""`tell(what, done, total)`: so much of what is being done is done (total 0: not known yet). `Bars.show` is one."""
+
+
+def counted(tell: Tell | None, what: str, total: int) -> Callable[[int], None]:
+    """A function that is called with how much more is done, and tells the sum."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if tell is not None:
+            tell(what, done, total)
+
+    return advance
 
 
 class Bar:

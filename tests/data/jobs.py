@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from longspan.data import prepare as module
 from longspan.data.pieces import PieceSize
@@ -13,9 +11,8 @@ from longspan.data.source import PairSource
 from longspan.data.workers import Advance
 from longspan.errors import LongspanError
 from longspan.text.tokenizer import Tokenizer
+from tests.kill import die_before_change
 
-CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
-"""Audit events of calls that change the file system."""
 SMALL = PieceSize(piece=1000, batch=300)
 ROWS_PER_SHARD = 7
 
@@ -25,25 +22,9 @@ def prepare_pairs(raw: str, out: str, tokenizer: str, die_at_change: int = 0, wo
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     module.ROWS_PER_SHARD, module.PIECE_SIZE = ROWS_PER_SHARD, SMALL
     if die_at_change:
-        _die_before_change(out, die_at_change)
+        die_before_change(out, die_at_change)
     source = PairSource(name="faq", files=(raw,), negatives="negatives")
     module.prepare([source], Path(out), Tokenizer.load(tokenizer), workers=workers, on_error=lambda error: None)
-
-
-def _die_before_change(folder: str, number: int) -> None:
-    seen = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event not in CHANGES or not str(arguments[0]).startswith(folder):
-            return
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 # --- work of `Workers` -----------------------------------------------------------------------------------------------

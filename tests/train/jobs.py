@@ -1,8 +1,6 @@
 """What tests have done in processes of their own: training that can be killed, and ranks of one job."""
 
 import os
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +18,8 @@ from longspan.train.config import TrainConfig
 from longspan.train.loop import resume, start
 from longspan.train.parallel import join_world, leave_world
 from longspan.train.run import RUN
+from tests.kill import die_before_change
 from tests.objective import naive
-
-CHANGES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
-"""Audit events of calls that change the file system."""
 
 
 def in_order(job: Callable[..., None], arguments: tuple[Any, ...], environment: Mapping[str, str]) -> None:
@@ -37,28 +33,12 @@ def in_order(job: Callable[..., None], arguments: tuple[Any, ...], environment: 
 def train(config: str, out: str, die_at_change: int = 0) -> None:
     """Start the run, or go on with it; with `die_at_change`, die by SIGKILL before that change to the directory."""
     if die_at_change:
-        _die_before_change(out, die_at_change)
+        die_before_change(out, die_at_change)
     folder = Path(out)
     if (folder / RUN).is_file():
         resume(folder)
     else:
         start(TrainConfig.model_validate_json(config), folder)
-
-
-def _die_before_change(folder: str, number: int) -> None:
-    seen = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event not in CHANGES or not str(arguments[0]).startswith(folder):
-            return
-        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            return
-        seen += 1
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
 
 
 # --- one rank of several ---------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from longspan.data.places import is_local
 from longspan.data.source import PairSource
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, read_json, sha256_json, sweep_unfinished, write_json
+from longspan.progress import Tell, counted
 
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
 WORK = "judged"
@@ -67,10 +68,6 @@ REPORT_PAIRS = 2**14
 NUM_OTHERS = 3
 """Other documents shown with an example."""
 TOPS = (1, 2, 5, 10, 20)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("counting", "embedding", "ranking", "writing"), how much of it is done, and of how
-much (0: not known yet)."""
 
 
 class State(Config):
@@ -107,7 +104,7 @@ def filter_source(
     seed: int = 0,
     cache: Path | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> Report:
     """Filter a source into `out/kept.jsonl` and `out/dropped.jsonl`, with `out/report.json` and `out/report.html`.
 
@@ -197,20 +194,13 @@ def read_array(path: Path) -> np.ndarray:
 
 
 class _Teller:
-    """Progress, counted."""
+    """Progress, counted: of "counting", "embedding", "ranking" and "writing"."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if self._progress is not None:
-                self._progress(what, done, total)
-
+        advance = counted(self._tell, what, total)
         advance(0)  # so that the clock starts
         return advance
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from longspan.data.readers import read_rows
 from longspan.data.source import PairSource
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, read_json, sha256_json, sweep_unfinished, write_json
+from longspan.progress import Tell, counted
 
 MINED, DROPPED = "mined.jsonl", "dropped.jsonl"
 WORK = "mining"
@@ -43,9 +44,6 @@ QUERIES_PER_BLOCK = 2**14
 VECTORS_PER_COPY = 2**14
 NUM_SHOWN = 3
 """Negatives shown with an example."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("embedding", "searching", "writing"), how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def mine_source(
     reranker: Reranker | None = None,
     cache: Path | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> Report:
     """Give the pairs of a source their `negatives` and `negative_scores`: `out/mined.jsonl`.
 
@@ -126,7 +124,7 @@ def mine_source(
         pool: the source's, with another corpus than the source implies (see `read_pool`).
         cache: where the teacher's vectors are kept for reuse (default: `out/vectors`).
         device: where vectors are compared if the search is exact: "cpu", or a CUDA device.
-        progress: see `Progress`.
+        progress: told of "embedding", "searching" and "writing".
 
     Returns:
         The report, as it stands in `out/report.json` and `out/report.html`.
@@ -200,7 +198,7 @@ def draw_source(
     *,
     pool: Pool | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> Report:
     """Give the pairs of a source random `negatives` from the corpus, as the paper does where mining did not help.
 
@@ -315,15 +313,9 @@ def _prepare(work: Path, depends_on: Any) -> None:
     sweep_unfinished(work)
 
 
-def _vectors(pool: Pool, teacher: Teacher, cache: Path, work: Path, tell: Progress) -> list[np.ndarray]:
+def _vectors(pool: Pool, teacher: Teacher, cache: Path, work: Path, tell: Tell) -> list[np.ndarray]:
     """queries_QD and corpus_MD, memory-mapped, each in one piece and in the pool's order."""
-    total, done, laid_out = len(pool.queries) + len(pool.corpus), 0, []
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        tell("embedding", done, total)
-
+    advance, laid_out = counted(tell, "embedding", len(pool.queries) + len(pool.corpus)), []
     sides = (("queries", pool.queries, teacher.query_task), ("corpus", pool.corpus, teacher.document_task))
     for name, texts, task in sides:
         store = VectorStore(cache, teacher.embedder, task=task, max_length=teacher.max_length)
@@ -343,7 +335,7 @@ def _vectors(pool: Pool, teacher: Teacher, cache: Path, work: Path, tell: Progre
     return laid_out
 
 
-def _write(reader: PairReader, pool: Pool, found: _Found, at_least: int, out: Path, tell: Progress) -> _Counts:
+def _write(reader: PairReader, pool: Pool, found: _Found, at_least: int, out: Path, tell: Tell) -> _Counts:
     counts, num_pairs = _Counts(), len(pool.query_N)
     scored = not np.isnan(found.positive_Q[:1]).any()
     with json_lines(out / MINED) as mine, json_lines(out / DROPPED) as drop:

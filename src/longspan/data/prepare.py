@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from longspan.data.workers import Advance, Workers, num_cores
 from longspan.data.writing import row_schema
 from longspan.errors import LongspanError
 from longspan.files import UNFINISHED, read_json, sha256_json, sweep_unfinished, write_json, write_text
+from longspan.progress import Tell, counted
 from longspan.text.tokenizer import Tokenizer
 
 ROWS_PER_SHARD = 2**16
@@ -41,9 +42,6 @@ TOKENIZER_FILE = "tokenizer.json"
 PIECES = "pieces"
 """Folder of an unfinished source: its pieces, and the receipts of pieces and shards."""
 
-Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`: "faq: tokenising" in bytes of the raw files, "faq: shuffling" in rows."""
-
 _REQUEST = "request.json"
 
 
@@ -53,7 +51,7 @@ def prepare(
     tokenizer: Tokenizer,
     *,
     on_error: OnError = stop_on_error,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
     workers: int | None = None,
     seed: int = 0,
 ) -> list[Manifest]:
@@ -64,6 +62,7 @@ def prepare(
     Args:
         on_error: what to do with a broken row, an empty text or a missing column (default: stop). If it does not raise,
             it is called for every such row in turn, and the rows are kept in a side file (`skipped.py`).
+        progress: told of "faq: tokenising" in bytes of the raw files, of "faq: shuffling" in rows.
         workers: processes; None: as many as there are cores, or fewer where there is little to do.
         seed: of the order of the rows.
 
@@ -86,21 +85,9 @@ def prepare(
 class _Settings(NamedTuple):
     tokenizer: Tokenizer
     on_error: OnError
-    progress: Progress | None
+    progress: Tell | None
     workers: int | None
     seed: int
-
-    def advance(self, what: str, total: int) -> Advance:
-        """Adds up what is done, and tells it on."""
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if self.progress is not None:
-                self.progress(what, done, total)
-
-        return advance
 
 
 def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _Settings) -> Manifest:
@@ -124,7 +111,7 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
     stretches = [Stretch(part, number, 0, _num_bytes(part)) for number, part in enumerate(parts)]
     num_bytes = sum(stretch.num_bytes for stretch in stretches)
     with Workers(_num_workers(settings, num_bytes), tools, where=folder) as workers:
-        advance = settings.advance(f"{source.name}: tokenising", num_bytes)
+        advance = counted(settings.progress, f"{source.name}: tokenising", num_bytes)
         done = sorted(_tokenised(workers, stretches, source.max_rows, advance), key=lambda one: one[:2])
         of_part: list[list[Piece]] = [[] for _ in parts]
         for one in done:
@@ -138,7 +125,7 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
             raise LongspanError(
                 f"source {source.name!r} has no rows", where=where, remedy="check its files and columns"
             )
-        advance = settings.advance(f"{source.name}: shuffling", order.num_rows)
+        advance = counted(settings.progress, f"{source.name}: shuffling", order.num_rows)
         tasks = [ShardTask(order, folder / f"shard-{number:05d}.arrow", number) for number in range(order.num_shards)]
         shards = dict(workers.run(gather_shard, tasks, advance))
     inputs = list(map(_input_file, parts, hashes, of_part))
