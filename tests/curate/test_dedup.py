@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longspan.curate import dedup as module
-from longspan.curate.dedup import DedupConfig, deduplicate, jaccard, sketch
+from longspan.curate import sketches as module
+from longspan.curate.dedup import deduplicate, jaccard
 from longspan.curate.ngrams import NgramHasher, normalised, words
+from longspan.curate.sketches import DedupConfig, sketch
 from longspan.errors import LongspanError
 
 pytest.importorskip("rensa", reason="near duplicates need the dedup extra")
@@ -213,11 +214,11 @@ def test_bands_follow_the_threshold():
 def test_near_copies_are_candidates_as_often_as_promised(places):
     """Constructed near-copies in two columns: the share that meets in a band, against the formula."""
     config, num_pairs = DedupConfig(columns={"a": 0.8, "b": 0.8}, ngram=2), 400
-    sketcher = module._Sketcher(config)
+    sketcher = module.Sketcher(config)
     originals = [random_words(seed) for seed in range(2 * num_pairs)]
     first = [[" ".join(text) for text in originals[2 * n : 2 * n + 2]] for n in range(num_pairs)]
     second = [[changed(text, places) for text in originals[2 * n : 2 * n + 2]] for n in range(num_pairs)]
-    bands_one, bands_two = (sketcher.block(side)[:, module._EXACT_KEYS :] for side in (first, second))
+    bands_one, bands_two = (sketcher.block(side)[:, module.EXACT_KEYS :] for side in (first, second))
     together = float((bands_one == bands_two).any(1).mean())
     pairs = [pair for one, two in zip(first[:50], second[:50], strict=True) for pair in zip(one, two, strict=True)]
     s = float(np.mean([similarity(*pair) for pair in pairs]))
@@ -245,7 +246,7 @@ def result(out: Path) -> dict[str, bytes]:
 def test_a_kill_costs_a_block_and_changes_nothing(tmp_path, many, monkeypatch):
     run(many, tmp_path / "whole")
     made = []
-    original = module._Sketcher.block
+    original = module.Sketcher.block
 
     def block(self, texts):
         made.append(len(texts))
@@ -253,7 +254,7 @@ def test_a_kill_costs_a_block_and_changes_nothing(tmp_path, many, monkeypatch):
             raise KeyboardInterrupt
         return original(self, texts)
 
-    monkeypatch.setattr(module._Sketcher, "block", block)
+    monkeypatch.setattr(module.Sketcher, "block", block)
     with pytest.raises(KeyboardInterrupt):
         run(many, tmp_path / "killed")
     done: list[int] = []

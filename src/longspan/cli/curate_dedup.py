@@ -36,8 +36,9 @@ def add(steps: Any) -> None:
 
 
 def _dedup(parsed: argparse.Namespace) -> None:
-    from longspan.curate.dedup import DedupConfig, deduplicate, sketch
+    from longspan.curate.dedup import deduplicate
     from longspan.curate.rows import KEPT, count_rows
+    from longspan.curate.sketches import DedupConfig, sketch
     from longspan.data.places import find_files
     from longspan.progress import Bar
 
