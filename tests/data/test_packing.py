@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from longspan.data.packing import PackedRows
 from longspan.data.shards import IdColumn
-from longspan.data.writing import id_lists
 from longspan.errors import LongspanError
+from tests.data.lists import id_lists
 
 CLS, SEP = 1_000_001, 1_000_002
 

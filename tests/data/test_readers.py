@@ -43,6 +43,16 @@ def test_json_lines(tmp_path, ending):
     assert list(read_rows(str(path))) == [(1, ROWS[0]), (4, ROWS[1])]
 
 
+def test_the_columns_of_a_json_array_are_its_places(tmp_path):
+    (tmp_path / "a.jsonl").write_text('["q", "d"]\n\n["q", "d", ["n", "m"]]\n{"q": "d"}\n[]\n')
+    assert list(read_rows(str(tmp_path / "a.jsonl"))) == [
+        (1, {"0": "q", "1": "d"}),
+        (3, {"0": "q", "1": "d", "2": ["n", "m"]}),
+        (4, {"q": "d"}),
+        (5, {}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
 )
@@ -126,8 +136,10 @@ BROKEN_LINES = [
     (b'{"query": "\\ud800"}', "broken JSON"),
     (b"[" * 100_000, "broken JSON"),
     (b'{"query": ' + b"1" * 5000 + b"}", "broken JSON"),
-    (b'["a", "b"]', "the line is not a JSON object"),
-    (b'"a"', "the line is not a JSON object"),
+    (b'"a"', "the line is neither a JSON object nor an array"),
+    (b"5", "the line is neither a JSON object nor an array"),
+    (b'["a", "b"', "broken JSON"),
+    (b'["a", "\\ud800"]', "broken JSON"),
 ]
 
 

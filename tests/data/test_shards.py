@@ -14,8 +14,9 @@ from longspan.data import shards
 from longspan.data.manifest import MANIFEST, Manifest, read_manifest
 from longspan.data.ragged import places_of, starts_of
 from longspan.data.shards import VERIFIED, IdColumn, NegativesColumn, PreparedSource, verify_source
-from longspan.data.writing import id_lists, nested_id_lists, row_schema, write_shard
+from longspan.data.writing import row_schema, write_shard
 from longspan.errors import LongspanError
+from tests.data.lists import id_lists, nested_id_lists
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(lambda ids: np.array(ids, dtype=np.int32))
 SHARDS = st.lists(st.lists(IDS, max_size=5), min_size=1, max_size=4)

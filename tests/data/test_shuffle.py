@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from longspan.data.plan import shuffled
 from longspan.data.shuffle import Order, ShardTask, gather_shard
-from longspan.data.writing import id_lists, map_shard, nested_id_lists, row_schema, write_shard
+from longspan.data.writing import map_shard, row_schema, write_shard
+from tests.data.lists import id_lists, nested_id_lists
 
 SCHEMA = row_schema("pairs", 320)
 

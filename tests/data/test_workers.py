@@ -1,6 +1,8 @@
 """Work is spread over processes, errors come back in words, and no process outlives its parent's interest."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,21 @@ def interrupt(folder: Path) -> None:
 
 def test_cores_are_those_that_may_be_used():
     assert 1 <= num_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_script_that_is_run_again_by_its_workers_fails_in_words_however_much_they_share(tmp_path):
+    # Without the guard a worker runs the script itself, and dies before it has read what it was sent.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from longspan.data.workers import Workers\n"
+        "from longspan.errors import LongspanError\n"
+        "with Workers(2, b'x' * 2**20, Path('here')) as workers:\n"
+        "    try:\n"
+        "        print(list(workers.run(len, ['task'], lambda done: None)))\n"
+        "    except LongspanError as error:\n"
+        "        print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert "a worker process died" in ended.stdout
+    assert "__name__ == '__main__'" in ended.stdout

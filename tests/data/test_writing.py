@@ -7,17 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.data.writing import (
-    id_lists,
     id_type,
     is_whole,
     map_shard,
-    nested_id_lists,
     row_schema,
     text_lengths,
     write_shard,
 )
 from longspan.errors import LongspanError
 from longspan.files import sha256_file
+from tests.data.lists import id_lists, nested_id_lists
 
 IDS = st.lists(st.integers(0, 2**16 - 1), max_size=6).map(lambda ids: np.array(ids, dtype=np.int32))
 TYPES = st.sampled_from([pa.uint16(), pa.int32()])

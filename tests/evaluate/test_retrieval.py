@@ -99,7 +99,7 @@ def rewrite(name: str, content: str | bytes) -> Callable[[Path], object]:
         (lambda folder: (folder / "qrels/test.tsv").unlink(), "no qrels/test.tsv or qrels.tsv", "wind"),
         (rewrite("queries.jsonl.gz", b""), "both queries.jsonl and queries.jsonl.gz", "wind"),
         (rewrite("corpus.jsonl", lines(CORPUS[:1]) + '{"_id": \n'), "broken JSON", "corpus.jsonl:2"),
-        (rewrite("corpus.jsonl", "[1]\n"), "not a JSON object", "corpus.jsonl:1"),
+        (rewrite("corpus.jsonl", "5\n"), "neither a JSON object", "corpus.jsonl:1"),
         (rewrite("corpus.jsonl", lines([CORPUS[0], {"_id": "d2"}])), "field 'text' is missing", "corpus.jsonl:2"),
         (rewrite("corpus.jsonl", lines([{"text": "x"}])), "field '_id' is missing", "corpus.jsonl:1"),
         (rewrite("corpus.jsonl", lines([{"_id": 7, "text": "x"}])), "'_id' is 7 and not a string", "corpus.jsonl:1"),

@@ -268,3 +268,17 @@ def test_ids_of_prefix_and_text_are_those_of_both_in_berts_vocabulary(berts_toke
 @pytest.fixture(scope="module")
 def berts_tokenizer(shared_data):
     return Tokenizer.load(shared_data / "vocab" / "bert-base-uncased-vocab.txt")
+
+
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=30), max_size=6))
+def test_flat_ids_are_the_ids_of_the_texts_end_to_end(small_tokenizer, texts):
+    ids_T, lengths_N = small_tokenizer.encode_flat(texts)
+    assert (ids_T.dtype, lengths_N.dtype) == (np.int32, np.int64)
+    expected = small_tokenizer.encode(texts)
+    assert lengths_N.tolist() == [len(ids) for ids in expected]
+    assert ids_T.tolist() == [i for ids in expected for i in ids.tolist()]
+
+
+def test_flat_ids_of_what_is_not_unicode_are_refused(small_tokenizer):
+    with pytest.raises(LongspanError, match="text number 1 is not Unicode"):
+        small_tokenizer.encode_flat(["fox", "\ud800"])

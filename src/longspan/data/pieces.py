@@ -38,8 +38,9 @@ class PieceSize(NamedTuple):
 
     piece: int = 2**25
     """Bytes of a JSON Lines file, or characters of text, of a piece: some seconds of work, and 16 MiB of ids."""
-    batch: int = 2**20
-    """Characters tokenised at a time: the tokenizer's own notes take a hundred bytes for each token."""
+    batch: int = 2**17
+    """Characters tokenised at a time. The tokenizer's own notes take a hundred bytes for each token; this many stay in
+    the processor's cache, and are enough for some twenty threads."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,10 @@ class _Rows:
         self._left -= sum(piece.rows.num_rows for piece in finished)
         self._broken: list[tuple[int, int, LongspanError]] = []
         self._num_read = 0
-        self._texts = self._unread(after=finished[-1].end if finished else None)
+        on_error: OnError = stop_on_error if tools.stop else self._note_unreadable
+        self._texts = read_texts(tools.source, stretch.part, on_error)
+        if finished and (end := finished[-1].end) is not None:
+            self._texts = itertools.dropwhile(lambda texts: self._is_finished(texts, end), self._texts)
 
     def batches(self) -> Iterator[_Batch]:
         """The next batches; whoever leaves off goes on with another call."""
@@ -202,48 +206,59 @@ class _Rows:
             if texts is None:
                 break
             rows.append(texts)
-            num_chars += sum(len(text) for column in texts.columns.values() for text in column)
-        return self._encoded(rows, num_chars)
+            num_chars += sum(map(len, itertools.chain.from_iterable(texts.columns.values())))
+            self._num_read += 1
+        end = rows[-1].number if rows else None
+        return _Batch(self._encoded(rows), num_chars, end)
 
     def take_skipped(self) -> tuple[SkippedRow, ...]:
         """The broken rows since the last call, in the order of the file."""
         broken, self._broken = sorted(self._broken, key=lambda item: item[:2]), []
         return tuple(SkippedRow(Skipped.of(error).as_json(), error.remedy) for _, _, error in broken)
 
-    def _unread(self, after: int | None) -> Iterator[Texts]:
-        on_error: OnError = stop_on_error if self._tools.stop else self._note_unreadable
-        for texts in read_texts(self._tools.source, self._stretch.part, on_error):
-            if after is not None and texts.number <= after:
-                self._broken.clear()  # noted in an earlier piece
-                continue
-            self._num_read += 1
-            yield texts
+    def _is_finished(self, texts: Texts, end: int) -> bool:
+        if texts.number > end:
+            return False
+        self._broken.clear()  # noted in an earlier piece
+        return True
 
     def _note_unreadable(self, error: LongspanError) -> None:
         self._broken.append((self._num_read, 0, error))
 
-    def _encoded(self, batch: list[Texts], num_chars: int) -> _Batch:
-        texts = [text for row in batch for column in row.columns.values() for text in column]
-        flat = iter(self._tools.tokenizer.encode(texts))
-        kept = []
-        for number, row in enumerate(batch, self._num_read - len(batch)):
-            ids = {name: list(itertools.islice(flat, len(column))) for name, column in row.columns.items()}
-            empty = [name for name, lists in ids.items() if not all(map(len, lists))]
-            if not empty:
-                kept.append(ids)
-                continue
-            error = wordless(self._tools.source, row, empty[0])
+    def _encoded(self, rows: list[Texts]) -> pa.RecordBatch:
+        schema = self._tools.schema
+        texts = {name: [row.columns[name] for row in rows] for name in schema.names}
+        counts = {name: np.fromiter(map(len, lists), np.int64, len(rows)) for name, lists in texts.items()}
+        flat = itertools.chain.from_iterable(itertools.chain.from_iterable(texts.values()))
+        ids_T, lengths_S = self._tools.tokenizer.encode_flat(list(flat))
+        if not lengths_S.all():
+            return self._encoded(self._with_words(rows, counts, lengths_S))
+        columns, first_text, first_id = [], 0, 0
+        for name, counts_N in counts.items():
+            lengths = lengths_S[first_text : first_text + int(counts_N.sum())]
+            ids = ids_T[first_id : first_id + int(lengths.sum())]
+            columns.append(_array(name, ids, lengths, counts_N, id_type(schema)))
+            first_text += len(lengths)
+            first_id += len(ids)
+        return pa.record_batch(columns, schema=schema)
+
+    def _with_words(self, rows: list[Texts], counts: dict[str, np.ndarray], lengths_S: np.ndarray) -> list[Texts]:
+        """The rows of which no text is without a token; the others are noted, or the first ends everything."""
+        row_S = np.concatenate([np.repeat(np.arange(len(rows)), counts_N) for counts_N in counts.values()])
+        column_S = np.repeat(list(counts), [int(counts_N.sum()) for counts_N in counts.values()])
+        empty = dict(reversed([(int(row_S[text]), str(column_S[text])) for text in np.flatnonzero(lengths_S == 0)]))
+        for row, column in sorted(empty.items()):
+            error = wordless(self._tools.source, rows[row], column)
             if self._tools.stop:
                 raise error
-            self._broken.append((number, 1, error))
-        schema = self._tools.schema
-        columns = [_array(name, [ids[name] for ids in kept], id_type(schema)) for name in schema.names]
-        end = batch[-1].number if batch else None
-        return _Batch(pa.record_batch(columns, schema=schema), num_chars, end)
+            self._broken.append((self._num_read - len(rows) + row, 1, error))
+        return [texts for row, texts in enumerate(rows) if row not in empty]
 
 
-def _array(column: str, rows: list[list[np.ndarray]], ids: pa.DataType) -> pa.Array:
-    return nested_id_lists(rows, ids) if column == "negatives" else id_lists([sequence for [sequence] in rows], ids)
+def _array(column: str, ids_T: np.ndarray, lengths_S: np.ndarray, counts_N: np.ndarray, ids: pa.DataType) -> pa.Array:
+    if column == "negatives":
+        return nested_id_lists(ids_T, lengths_S, counts_N, ids)
+    return id_lists(ids_T, lengths_S, ids)
 
 
 def _write_piece(tools: Tools, path: Path, rows: _Rows) -> Piece:

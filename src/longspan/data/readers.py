@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -54,7 +55,8 @@ def read_rows(
     """Rows of a file with their numbers (lines from 1; rows from 1 in Parquet), in order.
 
     The kind is told by the name: .jsonl / .ndjson, .parquet, .csv, .tsv, .txt / .md / .rst (one row, column `text`),
-    each also with .gz, .bz2, .xz or .zst behind it.
+    each also with .gz, .bz2, .xz or .zst behind it. A line of JSON is an object, or an array, whose columns are then
+    "0", "1", ...
 
     Args:
         columns: the columns that are needed. Parquet files that have them all are read without the others; every other
@@ -93,14 +95,16 @@ def _json_lines(file: str, stream: Iterable[bytes], on_error: OnError, first: in
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
             if b"\\ud" in line or b"\\uD" in line:
                 json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
         except (ValueError, RecursionError) as error:  # also what is not UTF-8
             on_error(_broken(file, number, f"broken JSON: {error}", line))
             continue
-        if not isinstance(row, dict):
-            on_error(_broken(file, number, "the line is not a JSON object", line))
+        if isinstance(row, list):
+            row = {str(place): value for place, value in enumerate(row)}
+        elif not isinstance(row, dict):
+            on_error(_broken(file, number, "the line is neither a JSON object nor an array", line))
             continue
         yield number, row
 

@@ -95,7 +95,7 @@ class PairSource(_AnySource):
 
     kind: Literal["pairs"] = "pairs"
     query: str = "query"
-    """Column of the query text."""
+    """Column of the query text. Of a column that lists texts, "set.0" is the first; of a JSON array, "0" is."""
     document: str = "document"
     """Column of the text that answers it."""
     negatives: str | None = None

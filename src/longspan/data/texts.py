@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from longspan.data.parts import Part
@@ -29,9 +29,10 @@ def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) ->
         LongspanError: a file is missing or torn, or whatever `on_error` raises for a broken row, a missing column or an
             empty text.
     """
+    wanted = _wanted(source)
     for number, row in part.read(source, on_error):
         try:
-            columns = _columns(row, source)
+            columns = {name: read(row, column) for name, column, read in wanted}
         except _Unfit as unfit:
             on_error(_broken_row(unfit.what, part.name, number, unfit.remedy, row))
             continue
@@ -55,23 +56,35 @@ class _Unfit(Exception):
         self.what, self.remedy = what, remedy
 
 
-def _columns(row: Row, source: Source) -> dict[str, list[str]]:
+def _wanted(source: Source) -> list[tuple[str, str, Callable[[Row, str], list[str]]]]:
+    """Name, column, and how it is read, of everything that a source asks of a row."""
     if isinstance(source, TextSource):
-        return {"text": [_text(row, source.text)]}
-    return {
-        "query": [_text(row, source.query)],
-        "document": [_text(row, source.document)],
-        "negatives": [] if source.negatives is None else _texts(row, source.negatives),
-    }
+        return [("text", source.text, _text)]
+    negatives = ("negatives", "", _none) if source.negatives is None else ("negatives", source.negatives, _texts)
+    return [("query", source.query, _text), ("document", source.document, _text), negatives]
 
 
-def _text(row: Row, column: str) -> str:
-    if column not in row:
+def _none(row: Row, column: str) -> list[str]:
+    del row, column
+    return []
+
+
+def _text(row: Row, column: str) -> list[str]:
+    return [_checked(row[column] if column in row else _listed(row, column), column)]
+
+
+def _listed(row: Row, column: str) -> Any:
+    """Of a column "pos.0" that the row does not have: the first of what its column "pos" lists."""
+    name, dot, place = column.rpartition(".")
+    values = row.get(name) if dot and place.isdecimal() else None
+    if not isinstance(values, list):
         raise _Unfit(
             f"the row has no column {column!r}",
             f"its columns are: {', '.join(map(str, row))}; name the right one in the source",
         )
-    return _checked(row[column], column)
+    if int(place) >= len(values):
+        raise _Unfit(f"{name!r} lists {len(values)} texts, and none at place {place} (from 0)", _CORRECT_OR_SKIP)
+    return values[int(place)]
 
 
 def _texts(row: Row, column: str) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -55,7 +57,12 @@ class Workers:
         self._reader = reader
         self._done = context.Value("q", 0)
         self._reported = 0
-        arguments = (reader, self._done, tools)
+        # Not in the arguments: they go through a pipe as a process starts, which holds 64 KiB. If the process dies
+        # before it has read them all, this one would wait for ever to write the rest.
+        self._parcel = tempfile.NamedTemporaryFile(prefix="longspan-")  # noqa: SIM115  # closed in __exit__
+        pickle.dump(tools, self._parcel)
+        self._parcel.flush()
+        arguments = (reader, self._done, self._parcel.name)
         self._executor = ProcessPoolExecutor(count, context, initializer=_begin, initargs=arguments)
 
     def __enter__(self) -> Self:
@@ -69,6 +76,7 @@ class Workers:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._lifeline.close()
         self._reader.close()
+        self._parcel.close()
 
     def run(self, work: Work, tasks: Iterable[Any], advance: Advance) -> Iterator[Any]:
         """The results of all tasks, in the order in which they are ready.
@@ -96,8 +104,9 @@ class Workers:
             raise LongspanError(
                 "a worker process died, perhaps because memory ran out",
                 where=self._where,
-                remedy="run the same command again: it goes on where it was; with fewer workers it needs less memory. "
-                "A script of your own that prepares data has to do so below if __name__ == '__main__':",
+                remedy="run the same command again: it goes on where it was; with fewer workers (--workers, "
+                "--processes) it needs less memory. "
+                "A script of your own has to start them below if __name__ == '__main__':",
             ) from None
 
     def _report(self, advance: Advance) -> None:
@@ -124,7 +133,7 @@ _processes: list[_Process] = []
 """In a worker process: itself."""
 
 
-def _begin(lifeline: Connection, done: Any, tools: Any) -> None:
+def _begin(lifeline: Connection, done: Any, parcel: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
@@ -134,7 +143,7 @@ def _begin(lifeline: Connection, done: Any, tools: Any) -> None:
         with done.get_lock():
             done.value += count
 
-    _processes.append(_Process(tools, advance))
+    _processes.append(_Process(pickle.loads(Path(parcel).read_bytes()), advance))
 
 
 def _end_with_parent(lifeline: Connection) -> None:

@@ -1,8 +1,10 @@
-"""Token ids to Arrow files."""
+"""Token ids to Arrow files.
+
+Axes: N rows, S sequences of all rows, T tokens of all sequences.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,18 +43,20 @@ def map_shard(path: Path) -> pa.RecordBatch:
     return pa.ipc.open_file(pa.memory_map(str(path), "r")).get_batch(0)
 
 
-def id_lists(sequences: Sequence[np.ndarray], ids: pa.DataType) -> pa.Array:
-    """An Arrow column of token id lists; `ids` is the type of an id."""
-    offsets = np.fromiter(itertools.accumulate(map(len, sequences), initial=0), dtype=np.int64)
-    values = np.concatenate(sequences) if sequences else np.empty(0, dtype=np.int32)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.astype(ids.to_pandas_dtype())))
+def id_lists(ids_T: np.ndarray, lengths_S: np.ndarray, ids: pa.DataType) -> pa.Array:
+    """An Arrow column of token id lists, of S sequences laid end to end; `ids` is the type of an id."""
+    return _lists(pa.array(ids_T.astype(ids.to_pandas_dtype())), lengths_S)
 
 
-def nested_id_lists(rows: Sequence[Sequence[np.ndarray]], ids: pa.DataType) -> pa.Array:
-    """An Arrow column of lists of token id lists; `ids` is the type of an id."""
-    offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), dtype=np.int64)
-    inner = id_lists([sequence for row in rows for sequence in row], ids)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), inner)
+def nested_id_lists(ids_T: np.ndarray, lengths_S: np.ndarray, counts_N: np.ndarray, ids: pa.DataType) -> pa.Array:
+    """An Arrow column of lists of token id lists: row n lists the next `counts[n]` of the sequences."""
+    return _lists(id_lists(ids_T, lengths_S, ids), counts_N)
+
+
+def _lists(values: pa.Array, lengths_N: np.ndarray) -> pa.Array:
+    offsets = np.zeros(len(lengths_N) + 1, dtype=np.int64)
+    np.cumsum(lengths_N, out=offsets[1:])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
 
 
 def id_type(schema: pa.Schema) -> pa.DataType:

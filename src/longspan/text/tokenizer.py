@@ -7,6 +7,7 @@ exist.
 
 from __future__ import annotations
 
+import array
 import json
 import os
 from collections import Counter
@@ -119,14 +120,39 @@ class Tokenizer:
         Raises:
             LongspanError: something is not Unicode text (see `is_unicode`).
         """
+        return [np.array(one.ids, dtype=np.int32) for one in self._encoded(texts)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of `encode` laid end to end (int32), and how many each text has (int64).
+
+        Raises:
+            LongspanError: something is not Unicode text (see `is_unicode`).
+        """
+        encoded = self._encoded(texts)
+        ids = array.array("i")
+        for one in encoded:
+            ids.fromlist(one.ids)
+        return np.asarray(ids, dtype=np.int32), np.fromiter(map(len, encoded), np.int64, len(encoded))
+
+    def _encoded(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         try:
-            encoded = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+            return self._rust.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:
             number = next((n for n, text in enumerate(texts) if not is_unicode(text)), None)
             if number is None:
                 raise
             raise not_unicode(number, texts[number]) from None
-        return [np.array(e.ids, dtype=np.int32) for e in encoded]
+
+    def pieces(self, text: str) -> list[tuple[int, int, int]]:
+        """The tokens of a text with their places: id, and the characters from start to end (not included).
+
+        Raises:
+            LongspanError: it is not Unicode text (see `is_unicode`).
+        """
+        if not is_unicode(text):
+            raise not_unicode(0, text)
+        encoded = self._rust.encode(text, add_special_tokens=False)
+        return [(token, start, end) for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Readable text of token ids (special tokens are kept: they are what the model sees)."""
