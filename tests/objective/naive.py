@@ -1,8 +1,9 @@
-"""The objectives as the paper writes them: one graph, one sequence at a time, loops over pairs. Slow and independent.
+"""The objectives as the papers write them: one graph, one sequence at a time, loops over pairs. Slow and independent.
 
-Nothing of longspan's objective package is used here.
+Nothing of longspan's objective package is used here but the names of its settings and of its one weight.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.heads import MaskedLanguageModel
 from longspan.model.pooling import PooledEncoder
+from longspan.objective.contrastive import ContrastiveConfig
+from longspan.objective.temperature import TemperedEncoder
 from longspan.text.packed import Packed
 
 ENCODER = EncoderConfig(
@@ -58,25 +61,71 @@ def info_nce_loss(
     return total
 
 
-def contrastive_loss(
-    model: nn.Module, batch: PairBatch, temperature: float, negatives_for: str, *, mask_duplicates: bool = True
-) -> Tensor:
+def contrastive_loss(model: nn.Module, batch: PairBatch, config: ContrastiveConfig) -> Tensor:
     """The mean loss of a whole global batch; every sequence goes through the model alone."""
+    learned = getattr(model, "log_temperature", None)
+    temperature = torch.tensor(config.temperature, dtype=torch.float64) if learned is None else torch.exp(learned[0])
     queries, documents = _embed(model, batch.queries), _embed(model, batch.documents)
-    n, h = len(queries), batch.num_negatives
-    positives, mined = documents[:n], documents[n:]
-    own = [mined[i * h : (i + 1) * h] for i in range(n)]
-    negatives = own if negatives_for == "own" else [mined] * n
-    query_texts, texts = _texts(batch.queries), _texts(batch.documents)
+    total = torch.zeros((), dtype=torch.float64)
+    dims = config.matryoshka_dims or (len(queries[0]),)
+    for dim, weight in zip(dims, config.matryoshka_weights or [1.0] * len(dims), strict=True):
+        pairs = _Pairs([q[:dim] for q in queries], [d[:dim] for d in documents], batch, config, temperature)
+        total = total + weight * sum(pairs.loss(i) for i in range(len(queries)))
+    return total / len(queries)
 
-    def is_right_too(query: int, candidate: int, is_mined: bool) -> bool:
-        if is_mined:
-            place = n + (query * h if negatives_for == "own" else 0) + candidate
-            return mask_duplicates and texts[place] == texts[query]
-        same = query_texts[query] == query_texts[candidate] or texts[query] == texts[candidate]
-        return mask_duplicates and same and candidate != query
 
-    return info_nce_loss(queries, positives, range(n), temperature, negatives, is_right_too) / n
+class _Pairs:
+    """The losses of single pairs, term by term."""
+
+    def __init__(
+        self,
+        queries: list[Tensor],
+        documents: list[Tensor],
+        batch: PairBatch,
+        config: ContrastiveConfig,
+        temperature: Tensor,
+    ) -> None:
+        self.queries, self.documents, self.h = queries, documents, batch.num_negatives
+        self.query_texts, self.texts = _texts(batch.queries), _texts(batch.documents)
+        self.config, self.temperature = config, temperature
+
+    def loss(self, i: int) -> Tensor:
+        """Minus the logarithm of the share of the own document."""
+        n, own, mode = len(self.queries), cosine(self.queries[i], self.documents[i]), self.config.hardness_mode
+        terms: dict[str, list[Tensor]] = {direction: [] for direction in self.config.directions}
+        for direction in {"query_to_doc", "doc_to_query"} & terms.keys():
+            terms[direction].append(torch.exp(own / self.temperature))
+
+        def add(direction: str, a_D: Tensor, b_D: Tensor, *, is_right: bool, is_hard: bool = False) -> None:
+            score = cosine(a_D, b_D)
+            if direction in terms and not self._is_left_out(float(score.detach()), float(own.detach()), is_right):
+                weight = math.exp(self.config.hardness_strength * float(score.detach())) if is_hard else 1.0
+                terms[direction].append(weight * torch.exp(score / self.temperature))
+
+        for j in set(range(n)) - {i}:
+            is_right = self.query_texts[i] == self.query_texts[j] or self.texts[i] == self.texts[j]
+            is_hard = mode in ("all_negatives", "in_batch_negatives")
+            add("query_to_doc", self.queries[i], self.documents[j], is_right=is_right, is_hard=is_hard)
+            add("query_to_query", self.queries[i], self.queries[j], is_right=is_right)
+            add("doc_to_query", self.documents[i], self.queries[j], is_right=is_right)
+            add("doc_to_doc", self.documents[i], self.documents[j], is_right=is_right)
+        for j in range(n) if self.config.negatives_for == "all" else [i]:
+            is_hard = mode in ("all_negatives", "hard_negatives" if j == i else "in_batch_negatives")
+            for k in range(n + j * self.h, n + (j + 1) * self.h):
+                is_right = self.texts[i] == self.texts[k]
+                add("query_to_doc", self.queries[i], self.documents[k], is_right=is_right, is_hard=is_hard)
+        sums = [sum(parts, torch.zeros(())) for parts in terms.values()]
+        if self.config.partition_mode == "joint":
+            sums = [sum(sums, torch.zeros(()))]
+        return sum((torch.log(z) for z in sums), torch.zeros(())) / len(sums) - own / self.temperature
+
+    def _is_left_out(self, score: float, own: float, is_right: bool) -> bool:
+        margin, ratio = self.config.false_negative_margin, self.config.false_negative_ratio
+        if margin is not None and score > own + margin:
+            return True
+        if ratio is not None and score > own * ratio:
+            return True
+        return self.config.mask_duplicates and is_right
 
 
 def masked_loss(model: nn.Module, batch: MaskedBatch) -> Tensor:
@@ -101,9 +150,12 @@ def _embed(model: nn.Module, packed: Packed) -> list[Tensor]:
 # --- small models and batches ----------------------------------------------------------------------------------------
 
 
-def pooled_model(seed: int = 0) -> PooledEncoder:
-    """In float64, with weights far enough from zero that no gradient is tiny."""
-    return _drawn(PooledEncoder(Encoder(ENCODER), "mean"), seed)
+def pooled_model(seed: int = 0, config: ContrastiveConfig | None = None) -> PooledEncoder:
+    """In float64, with weights far enough from zero that no gradient is tiny; with a temperature if it is learnt."""
+    model = _drawn(PooledEncoder(Encoder(ENCODER), "mean"), seed)
+    if config is None or not config.learn_temperature:
+        return model
+    return TemperedEncoder(model.encoder, "mean", config.temperature).double()
 
 
 def masked_model(seed: int = 0) -> MaskedLanguageModel:

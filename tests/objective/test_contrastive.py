@@ -5,7 +5,8 @@ largest entry of each gradient. (Between processes: tests/train/test_parallel.py
 """
 
 import functools
-from typing import Literal
+import itertools
+import math
 
 import pytest
 import torch
@@ -14,54 +15,68 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from longspan.data.collate import PairBatch
-from longspan.objective.contrastive import Contrastive, ContrastiveConfig, duplicates
+from longspan.errors import LongspanError
+from longspan.objective.contrastive import Contrastive
 from longspan.objective.gradcache import embed_in_chunks
-from longspan.objective.world import Alone
-from longspan.text.packed import Packed
-from tests.objective import naive
+from longspan.objective.temperature import TemperedEncoder
+from longspan.text.packed import Packed, chunks_of_similar_length
+from tests.objective import cases, naive
 
 ROUNDING = 1e-10
-TEMPERATURE = 0.1
 NUM_PAIRS = 5
 EVERYTHING = 10**9
 
-NegativesFor = Literal["own", "all"]
 
-
-def _objective(negatives_for: NegativesFor, chunk_tokens: int, *, mask_duplicates: bool = True) -> Contrastive:
-    config = ContrastiveConfig(
-        temperature=TEMPERATURE,
-        negatives_for=negatives_for,
-        chunk_tokens=chunk_tokens,
-        mask_duplicates=mask_duplicates,
+def _objective(negatives_for: str, chunk_tokens: int, *, mask_duplicates: bool = True) -> Contrastive:
+    return Contrastive(
+        cases.config("own", 0, negatives_for=negatives_for, chunk_tokens=chunk_tokens, mask_duplicates=mask_duplicates)
     )
-    return Contrastive(config)
+
+
+def _batch(num_negatives: int) -> PairBatch:
+    return naive.with_repeats(naive.pair_batch(NUM_PAIRS, num_negatives))
 
 
 @functools.cache
-def _plain(num_negatives: int, negatives_for: NegativesFor) -> tuple[float, dict[str, Tensor]]:
-    model = naive.pooled_model()
-    batch = naive.pair_batch(NUM_PAIRS, num_negatives)
-    loss = naive.contrastive_loss(model, batch, TEMPERATURE, negatives_for)
+def _plain(variant: str, num_negatives: int) -> tuple[float, dict[str, Tensor]]:
+    config = cases.config(variant, num_negatives)
+    model = naive.pooled_model(config=config)
+    loss = naive.contrastive_loss(model, _batch(num_negatives), config)
     return float(loss.detach()), naive.plain_gradients(model, loss)
 
 
-@pytest.mark.parametrize("negatives_for", ["own", "all"])
-@pytest.mark.parametrize("num_negatives", [0, 1, 3])
-@pytest.mark.parametrize("chunk_tokens", [1, 7, 12, 40, 90, EVERYTHING])
-def test_equals_the_plain_computation(num_negatives: int, negatives_for: NegativesFor, chunk_tokens: int) -> None:
-    loss, gradients = _plain(num_negatives, negatives_for)
-    model = naive.pooled_model()
-    metrics = _objective(negatives_for, chunk_tokens).backward(model, naive.pair_batch(NUM_PAIRS, num_negatives))
+@pytest.mark.parametrize(
+    ("variant", "num_negatives", "chunk_tokens"),
+    [
+        (variant, num_negatives, chunk_tokens)
+        for variant in cases.VARIANTS
+        for num_negatives in (0, 1, 3)
+        for chunk_tokens in ((1, 12, 40, EVERYTHING) if variant in ("own", "all") else (30,))
+        if cases.makes_sense(variant, num_negatives)
+    ],
+)
+def test_equals_the_plain_computation(variant: str, num_negatives: int, chunk_tokens: int) -> None:
+    loss, gradients = _plain(variant, num_negatives)
+    config = cases.config(variant, num_negatives, chunk_tokens=chunk_tokens)
+    model = naive.pooled_model(config=config)
+    metrics = Contrastive(config).backward(model, _batch(num_negatives))
     assert metrics["loss"] == pytest.approx(loss, rel=1e-12)
     assert naive.largest_difference(naive.gradients(model), gradients) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    "variant", [name for name, changes in cases.VARIANTS.items() if name not in ("own", "temperature")]
+)
+def test_every_variant_is_another_loss(variant: str) -> None:
+    # Else the test above would show nothing of it. (A temperature that is learnt starts as any other.)
+    assert abs(_plain(variant, 3)[0] - _plain("own", 3)[0]) > 0.01
 
 
 @settings(max_examples=15)
 @given(
     num_pairs=st.integers(1, 5),
     num_negatives=st.integers(0, 2),
-    negatives_for=st.sampled_from(["own", "all"]),
+    variant=st.sampled_from(sorted(cases.VARIANTS)),
     longest=st.integers(2, 30),
     chunk_tokens=st.integers(1, 100),
     seed=st.integers(0, 1000),
@@ -71,39 +86,30 @@ def test_equals_the_plain_computation(num_negatives: int, negatives_for: Negativ
 def test_any_batch_and_any_chunks(
     num_pairs: int,
     num_negatives: int,
-    negatives_for: NegativesFor,
+    variant: str,
     longest: int,
     chunk_tokens: int,
     seed: int,
     repeat: bool,
     mask_duplicates: bool,
 ) -> None:
-    # One pair without negatives has a loss of zero, and gradients of zero.
-    num_negatives = max(num_negatives, 1 if num_pairs == 1 else 0)
+    num_negatives = max(num_negatives, 0 if cases.makes_sense(variant, 0) else 1)
     batch = naive.pair_batch(num_pairs, num_negatives, seed, longest=longest)
     if repeat and num_pairs > 2:
         batch = naive.with_repeats(batch)
-    model = naive.pooled_model(seed)
-    loss = naive.contrastive_loss(model, batch, TEMPERATURE, negatives_for, mask_duplicates=mask_duplicates)
+    config = cases.config(variant, num_negatives, chunk_tokens=chunk_tokens, mask_duplicates=mask_duplicates)
+    model = naive.pooled_model(seed, config)
+    loss = naive.contrastive_loss(model, batch, config)
     gradients = naive.plain_gradients(model, loss)
-    _objective(negatives_for, chunk_tokens, mask_duplicates=mask_duplicates).backward(model, batch)
-    assert naive.largest_difference(naive.gradients(model), gradients) < 1e-8  # losses near zero cancel
+    metrics = Contrastive(config).backward(model, batch)
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-10, abs=1e-12)
+    # Absolute: a gradient of nearly zero is a difference of nearly equal numbers.
+    torch.testing.assert_close(naive.gradients(model), gradients, rtol=1e-8, atol=1e-9)
 
 
 def _with_equal_texts() -> PairBatch:
     """Queries 0 and 1 are equal, documents 2 and 3 are equal, and a mined negative of query 4 is its own document."""
     return naive.with_repeats(naive.pair_batch(5, 1, seed=3))
-
-
-def test_which_candidates_are_right_too() -> None:
-    right = torch.zeros(5, 5, dtype=torch.bool)
-    right[0, 1] = right[1, 0] = right[2, 3] = right[3, 2] = True
-    batch = _with_equal_texts()
-    own = duplicates(batch, Alone(), torch.device("cpu"), share_negatives=False)
-    assert own.tolist() == torch.cat([right, torch.tensor([[0], [0], [0], [0], [1]]).bool()], dim=1).tolist()
-    shared = duplicates(batch, Alone(), torch.device("cpu"), share_negatives=True)
-    assert shared[:, :5].tolist() == right.tolist()
-    assert shared[:, 5:].nonzero().tolist() == [[4, 4]]
 
 
 def test_right_answers_are_counted_and_left_out_only_if_asked() -> None:
@@ -117,11 +123,11 @@ def test_right_answers_are_counted_and_left_out_only_if_asked() -> None:
 
 
 def test_own_and_shared_negatives_differ() -> None:
-    own, all_ = _plain(3, "own"), _plain(3, "all")
+    own, all_ = _plain("own", 3), _plain("all", 3)
     assert all_[0] > own[0] + 0.05
     assert naive.largest_difference(all_[1], own[1]) > 0.01
     # Without mined negatives there is nothing to share.
-    assert naive.largest_difference(_plain(0, "all")[1], _plain(0, "own")[1]) == 0
+    assert naive.largest_difference(_plain("all", 0)[1], _plain("own", 0)[1]) == 0
 
 
 @pytest.mark.parametrize("chunk_tokens", [7, EVERYTHING])
@@ -130,7 +136,7 @@ def test_adds_to_the_gradient_that_is_there(chunk_tokens: int) -> None:
     expected: dict[str, Tensor] = {}
     for seed in (1, 2):
         batch = naive.pair_batch(NUM_PAIRS, 1, seed)
-        plain = naive.plain_gradients(model, naive.contrastive_loss(model, batch, TEMPERATURE, "own"))
+        plain = naive.plain_gradients(model, naive.contrastive_loss(model, batch, cases.config("own", 0)))
         expected = {name: gradient + expected.get(name, 0.0) for name, gradient in plain.items()}
         objective.backward(model, batch)
     assert naive.largest_difference(naive.gradients(model), expected) < ROUNDING
@@ -149,7 +155,7 @@ def test_metrics(chunk_tokens: int) -> None:
         right += best == i
     assert 0 < right < NUM_PAIRS, "an accuracy of 0 or 1 shows little"
     assert metrics == {
-        "loss": pytest.approx(float(naive.contrastive_loss(model, batch, TEMPERATURE, "own").detach()), rel=1e-12),
+        "loss": pytest.approx(float(naive.contrastive_loss(model, batch, cases.config("own", 0)).detach()), rel=1e-12),
         "accuracy": right / NUM_PAIRS,
         "source": "random",
         "pairs": NUM_PAIRS,
@@ -159,10 +165,56 @@ def test_metrics(chunk_tokens: int) -> None:
     }
 
 
+def test_metrics_of_the_variants() -> None:
+    config = cases.config("matryoshka", 2, learn_temperature=True, false_negative_margin=0.05)
+    model, batch = naive.pooled_model(config=config), _batch(2)
+    metrics = Contrastive(config).backward(model, batch)
+    by_dim = {}
+    for dim in config.matryoshka_dims:
+        alone = cases.config("margin", 2, matryoshka_dims=(dim,))
+        by_dim[dim] = float(naive.contrastive_loss(model, batch, alone).detach())
+        assert metrics[f"loss_{dim}"] == pytest.approx(by_dim[dim], rel=1e-12)
+    assert metrics["loss"] == pytest.approx(by_dim[8] + 0.5 * by_dim[5] + 2 * by_dim[2], rel=1e-12)
+    assert metrics["accuracy"] == metrics["accuracy_8"]
+    assert metrics["temperature"] == pytest.approx(cases.TEMPERATURE)
+    assert isinstance(metrics["false_negatives"], int)
+    assert metrics["false_negatives"] > 0
+    assert metrics["duplicates"] == 5
+
+
+def test_the_width_is_one_of_the_dimensions() -> None:
+    for dims in ((16, 8), (5, 2)):
+        config = cases.config("own", 0, matryoshka_dims=dims)
+        with pytest.raises(LongspanError, match=f"largest of the Matryoshka dimensions is {dims[0]}.* 8 coordinates"):
+            Contrastive(config).backward(naive.pooled_model(), naive.pair_batch(2, 0))
+
+
+def test_the_temperature_does_not_fall_below_its_limit() -> None:
+    config = cases.config("temperature", 0, min_temperature=0.09)
+    model = naive.pooled_model(config=config)
+    assert isinstance(model, TemperedEncoder)
+    with torch.no_grad():
+        model.log_temperature.fill_(math.log(0.001))
+    batch = naive.pair_batch(NUM_PAIRS, 0)
+    metrics = Contrastive(config).backward(model, batch)
+    assert metrics["temperature"] == pytest.approx(0.09)
+    fixed = cases.config("own", 0, temperature=0.09)
+    assert metrics["loss"] == Contrastive(fixed).backward(naive.pooled_model(), batch)["loss"]
+    # A gradient that pulls it up again must not be lost.
+    assert model.log_temperature.grad is not None
+    assert model.log_temperature.grad != 0
+
+
+def test_only_a_tempered_encoder_learns_a_temperature() -> None:
+    with pytest.raises(TypeError, match="TemperedEncoder"):
+        Contrastive(cases.config("temperature", 0)).backward(naive.pooled_model(), naive.pair_batch(2, 0))
+
+
 def test_the_temperature_is_used() -> None:
     model, batch = naive.pooled_model(), naive.pair_batch(NUM_PAIRS, 1)
-    metrics = Contrastive(ContrastiveConfig(temperature=2.0)).backward(model, batch)
-    assert metrics["loss"] == pytest.approx(float(naive.contrastive_loss(model, batch, 2.0, "own").detach()), rel=1e-12)
+    config = cases.config("own", 1, temperature=2.0)
+    metrics = Contrastive(config).backward(model, batch)
+    assert metrics["loss"] == pytest.approx(float(naive.contrastive_loss(model, batch, config).detach()), rel=1e-12)
 
 
 # --- the chunks ------------------------------------------------------------------------------------------------------
@@ -220,7 +272,7 @@ def test_autocast_multiplies_in_bfloat16(chunk_tokens: int) -> None:
     losses, gradients = [], []
     for autocast in (None, torch.bfloat16):
         model = naive.pooled_model().float()
-        config = ContrastiveConfig(temperature=TEMPERATURE, chunk_tokens=chunk_tokens)
+        config = cases.config("own", 1, chunk_tokens=chunk_tokens)
         losses.append(Contrastive(config, autocast=autocast).backward(model, batch)["loss"])
         gradients.append(naive.gradients(model))
         assert all(gradient.dtype == torch.float32 for gradient in gradients[-1].values())
@@ -228,3 +280,50 @@ def test_autocast_multiplies_in_bfloat16(chunk_tokens: int) -> None:
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert 0 < naive.largest_difference(gradients[1], gradients[0]) < 0.3
+
+
+# --- models that draw random numbers ---------------------------------------------------------------------------------
+
+
+class _Dropping(nn.Module):
+    """A model with dropout, that notes its vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = naive.pooled_model()
+        self.dropout = nn.Dropout(0.5)
+        self.vectors: list[Tensor] = []
+
+    def forward(self, packed: Packed) -> Tensor:
+        # One factor for every coordinate: dropped ones make the vectors of a chunk differ.
+        vectors_BD = self.dropout(self.model(packed)) + 0.01
+        self.vectors.append(vectors_BD)
+        return vectors_BD
+
+
+def test_both_passes_meet_the_same_dropout() -> None:
+    batch, config = naive.pair_batch(NUM_PAIRS, 1), cases.config("own", 1, chunk_tokens=12)
+    model = _Dropping()
+    torch.manual_seed(7)
+    Contrastive(config).backward(model, batch)
+    after = torch.get_rng_state()
+    half = len(model.vectors) // 2
+    assert half > 3
+    for first, again in zip(model.vectors[:half], model.vectors[half:], strict=True):
+        assert not first.requires_grad
+        assert torch.equal(first, again)
+
+    # On one graph: what is drawn for the chunks in their order, and from there on the plain computation.
+    plain = _Dropping()
+    torch.manual_seed(7)
+    vectors = []
+    for packed in (batch.queries, batch.documents):
+        groups = chunks_of_similar_length(packed.lengths, 12)
+        order = torch.tensor([*itertools.chain(*groups)])
+        vectors.append(torch.cat([plain(packed.select(group)) for group in groups])[order.argsort()])
+    q_nD, d_nD = vectors
+    mined = [[d_nD[NUM_PAIRS + i]] for i in range(NUM_PAIRS)]
+    loss = naive.info_nce_loss(list(q_nD), list(d_nD[:NUM_PAIRS]), range(NUM_PAIRS), cases.TEMPERATURE, mined)
+    expected = naive.plain_gradients(plain, loss / NUM_PAIRS)
+    assert naive.largest_difference(naive.gradients(model), expected) < ROUNDING
+    assert torch.equal(after, torch.get_rng_state()), "numbers go on as if there had been one pass"

@@ -1,37 +1,42 @@
 """Contrastive learning: pairs in, gradients out (paper, sections 3.2, 3.3 and 4.2).
 
-Axes: n queries of this process, N = n * world size queries of the global batch, H negatives of each, D width.
+Axes: n queries of this process, N = n * world size queries of the global batch, D width.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from longspan.config import Config
 from longspan.data.collate import PairBatch
+from longspan.errors import LongspanError
 from longspan.objective.gradcache import embed_in_chunks
-from longspan.objective.losses import info_nce
-from longspan.objective.world import Alone, World, adding_summed_gradients
+from longspan.objective.losses import Hashes, InfoNCEConfig, Pairs, Sums, info_nce
+from longspan.objective.temperature import TemperedEncoder
+from longspan.objective.world import Alone, World, adding_summed_gradients, gather_with_gradient
 
 
-class ContrastiveConfig(Config):
-    """InfoNCE over query-document pairs."""
+class ContrastiveConfig(InfoNCEConfig):
+    """InfoNCE over query-document pairs: what is compared, and what bounds memory."""
 
     kind: Literal["contrastive"] = "contrastive"
-    temperature: float = Field(default=0.02, gt=0)
-    """tau of equations (1) and (2). The paper does not state it; the released configuration uses a scale of 50."""
     num_negatives: int = Field(default=0, ge=0)
     """H: mined negatives drawn for each query in each step."""
     negatives_for: Literal["own", "all"] = "own"
     """Whether a mined negative is a candidate for its own query only (equation 2) or for every query of the batch (the
     released code)."""
-    mask_duplicates: bool = True
-    """Leave out of a query's sum the candidates that are right answers as well: documents equal to its own, and the
-    documents of equal queries. The paper does not, and its recipes here do not."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """Train the first so many coordinates as vectors of their own too (Kusupati et al., 2022): the loss is the sum of
+    the losses of all of them, each normalised anew. The width of the model has to be among them."""
+    matryoshka_weights: tuple[float, ...] = ()
+    """What the loss of each of the `matryoshka_dims` is multiplied with; empty: 1."""
+    learn_temperature: bool = False
+    """Train the temperature as well, from `temperature` on (CLIP: Radford et al., 2021)."""
+    min_temperature: float = Field(default=0.01, gt=0)
+    """How low `learn_temperature` may bring it."""
     max_query_tokens: int = Field(default=2048, ge=16)
     max_document_tokens: int = Field(default=2048, ge=16)
     """Texts are cut here, prefix and special tokens included."""
@@ -40,6 +45,35 @@ class ContrastiveConfig(Config):
     chunk_tokens: int = Field(default=65_536, gt=0)
     """Most tokens in a chunk of GradCache: what bounds memory."""
     pooling: Literal["mean", "cls", "last"] = "mean"
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        if any(dim < 1 for dim in dims) or len(set(dims)) < len(dims):
+            raise ValueError(f"matryoshka_dims are numbers of coordinates, each once, and not {list(dims)}")
+        if weights and (len(weights) != len(dims) or min(weights) <= 0):
+            raise ValueError(
+                f"matryoshka_weights has to have a positive number for each of the {len(dims)} matryoshka_dims"
+            )
+        if self.hardness_mode == "hard_negatives" and not self.num_negatives:
+            raise ValueError("hardness_mode hard_negatives weighs mined negatives, and num_negatives is 0")
+        if self.learn_temperature and self.temperature < self.min_temperature:
+            raise ValueError(f"temperature {self.temperature} is below min_temperature {self.min_temperature}")
+        return self
+
+    def check_width(self, width: int) -> None:
+        """Refuse Matryoshka dimensions that a model with vectors of `width` coordinates cannot have.
+
+        Raises:
+            LongspanError: the width is not the largest of them.
+        """
+        if self.matryoshka_dims and max(self.matryoshka_dims) != width:
+            raise LongspanError(
+                f"the largest of the Matryoshka dimensions is {max(self.matryoshka_dims)}, and the model's vectors "
+                f"have {width} coordinates",
+                where="objective.matryoshka_dims",
+                remedy=f"let them begin with {width}, the whole vector, and be smaller from there on",
+            )
 
 
 class Contrastive:
@@ -56,85 +90,107 @@ class Contrastive:
         """Add the gradients of one global batch to `.grad`; collective over the world.
 
         Args:
-            model: maps a `Packed` to vectors (B, D), e.g. `PooledEncoder`.
+            model: maps a `Packed` to vectors (B, D), e.g. `PooledEncoder`; for `learn_temperature` a
+                `TemperedEncoder`.
             batch: this rank's share; every rank has the same number of queries.
 
         Returns:
             loss (mean over the global batch), accuracy (part of the queries whose own document scores highest), and
-            counts, all global.
+            counts, all global. With some options more: `false_negatives` (candidates left out for their score),
+            `temperature`, and for each Matryoshka dimension `loss_<dim>` and `accuracy_<dim>`.
+
+        Raises:
+            LongspanError: the Matryoshka dimensions do not fit the vectors.
         """
         world, n = self._world, batch.queries.num_sequences
         budget = self._config.chunk_tokens
-        q_nD, backward_queries = embed_in_chunks(model, batch.queries, budget, self._autocast)
-        d_nD, backward_documents = embed_in_chunks(model, batch.documents, budget, self._autocast)
-
-        share_negatives = self._config.negatives_for == "all"
-        queries_nD = q_nD.requires_grad_()
-        positives_ND = world.gather(d_nD[:n]).requires_grad_()
-        negatives_D = (world.gather(d_nD[n:]) if share_negatives else d_nD[n:]).requires_grad_()
-        masked_nC = duplicates(batch, world, q_nD.device, share_negatives=share_negatives)
-        loss, correct = self._loss(queries_nD, positives_ND, negatives_D, masked_nC)
-        (loss / (n * world.size)).backward()
-
-        gradient_nD = [world.reduce_scatter(_gradient(positives_ND))]
-        if batch.num_negatives:
-            gradient = _gradient(negatives_D)
-            gradient_nD.append(world.reduce_scatter(gradient) if share_negatives else gradient)
+        q_nD, backward_queries = embed_in_chunks(model, batch.queries, budget, self._autocast, world)
+        d_nD, backward_documents = embed_in_chunks(model, batch.documents, budget, self._autocast, world)
+        self._config.check_width(q_nD.shape[1])
+        pairs = self._pairs(q_nD.requires_grad_(), d_nD.requires_grad_())
+        hashes = self._hashes(batch, q_nD.device)
         with adding_summed_gradients(model, world):
-            backward_queries(_gradient(queries_nD))
-            backward_documents(torch.cat(gradient_nD))
-        return self._metrics(batch, loss.detach(), correct, masked_nC)
+            temperature = self._temperature(model)
+            by_dim = {
+                dim: info_nce(_truncated(pairs, dim), temperature, self._config, hashes)
+                for dim in self._config.matryoshka_dims or (q_nD.shape[1],)
+            }
+            weights = self._config.matryoshka_weights or (1.0,) * len(by_dim)
+            loss = torch.stack([w * sums.loss for w, sums in zip(weights, by_dim.values(), strict=True)]).sum()
+            (loss / (n * world.size)).backward()
+            backward_queries(_gradient(q_nD))
+            backward_documents(_gradient(d_nD))
+        metrics = self._metrics(batch, loss.detach(), by_dim)
+        if isinstance(temperature, Tensor):
+            metrics["temperature"] = float(temperature.detach())
+        return metrics
 
-    def _loss(
-        self, queries_nD: Tensor, positives_ND: Tensor, negatives_D: Tensor, duplicates_nC: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        n = queries_nD.shape[0]
-        labels_n = torch.arange(n, device=queries_nD.device) + n * self._world.rank
-        temperature = self._config.temperature
-        masked_nC = duplicates_nC if self._config.mask_duplicates else None
-        if not negatives_D.shape[0]:
-            return info_nce(queries_nD, positives_ND, labels_n, temperature, masked_NC=masked_nC)
-        if self._config.negatives_for == "all":
-            candidates_D = torch.cat([positives_ND, negatives_D])
-            return info_nce(queries_nD, candidates_D, labels_n, temperature, masked_NC=masked_nC)
-        return info_nce(queries_nD, positives_ND, labels_n, temperature, negatives_D.unflatten(0, (n, -1)), masked_nC)
+    def _pairs(self, q_nD: Tensor, d_nD: Tensor) -> Pairs:
+        n, world = len(q_nD), self._world
+        mined_D = d_nD[n:]
+        negatives = None
+        if len(mined_D):
+            share = self._config.negatives_for == "all"
+            negatives = gather_with_gradient(mined_D, world) if share else mined_D.unflatten(0, (n, -1))
+        return Pairs(
+            queries_nD=q_nD,
+            documents_ND=gather_with_gradient(d_nD[:n], world),
+            labels_n=torch.arange(n, device=q_nD.device) + n * world.rank,
+            negatives=negatives,
+            queries_ND=gather_with_gradient(q_nD, world) if len(self._config.directions) > 1 else None,
+        )
 
-    def _metrics(
-        self, batch: PairBatch, loss: Tensor, correct: Tensor, duplicates_nC: Tensor
-    ) -> dict[str, float | str]:
+    def _hashes(self, batch: PairBatch, device: torch.device) -> Hashes:
+        n, world = batch.queries.num_sequences, self._world
+        texts = batch.document_hashes.to(device)
+        negatives = None
+        if batch.num_negatives:
+            share = self._config.negatives_for == "all"
+            negatives = world.gather(texts[n:]) if share else texts[n:].unflatten(0, (n, -1))
+        return Hashes(world.gather(batch.query_hashes.to(device)), world.gather(texts[:n]), negatives)
+
+    def _temperature(self, model: nn.Module) -> Tensor | float:
+        if not self._config.learn_temperature:
+            return self._config.temperature
+        if not isinstance(model, TemperedEncoder):
+            raise TypeError("a temperature is learnt by a TemperedEncoder")
+        return model.temperature(self._config.min_temperature)
+
+    def _metrics(self, batch: PairBatch, loss: Tensor, by_dim: dict[int, Sums]) -> dict[str, float | str]:
+        whole = by_dim[max(by_dim)]
+        false_negatives = torch.stack([sums.false_negatives for sums in by_dim.values()]).sum()
         tokens = batch.queries.num_tokens + batch.documents.num_tokens
-        num_duplicates = int(duplicates_nC.sum())
-        local = [float(loss), float(correct), batch.queries.num_sequences, tokens, batch.num_cut, num_duplicates]
-        total = self._world.sum(torch.tensor(local, dtype=torch.float64, device=loss.device))
-        loss_sum, correct_sum, pairs, num_tokens, num_cut, num_duplicates = total.tolist()
-        return {
-            "loss": loss_sum / pairs,
-            "accuracy": correct_sum / pairs,
-            "source": batch.source,
-            "pairs": int(pairs),
-            "tokens": int(num_tokens),
-            "cut": int(num_cut),
-            "duplicates": int(num_duplicates),
+        sums_by_name = {
+            "loss": loss,
+            "accuracy": whole.correct,
+            "pairs": batch.queries.num_sequences,
+            "tokens": tokens,
+            "cut": batch.num_cut,
+            "duplicates": whole.duplicates,
+            "false_negatives": false_negatives,
         }
+        for dim in self._config.matryoshka_dims:
+            sums_by_name |= {f"loss_{dim}": by_dim[dim].loss, f"accuracy_{dim}": by_dim[dim].correct}
+        numbers = [torch.as_tensor(x, dtype=torch.float64, device=loss.device) for x in sums_by_name.values()]
+        local = torch.stack(numbers).detach()
+        total = dict(zip(sums_by_name, self._world.sum(local).tolist(), strict=True))
+        if self._config.false_negative_margin is None and self._config.false_negative_ratio is None:
+            del total["false_negatives"]
+        metrics: dict[str, float | str] = {"source": batch.source}
+        for name, value in total.items():
+            is_mean = name.startswith(("loss", "accuracy"))
+            metrics[name] = value / total["pairs"] if is_mean else int(value)
+        return metrics
 
 
-def duplicates(batch: PairBatch, world: World, device: torch.device, *, share_negatives: bool) -> Tensor:
-    """Which candidates of each query are right answers beside its own document; collective over the world.
-
-    Two texts count as equal when they are the same tokens to the model, cuts included (compared by 64-bit hashes).
-
-    Returns:
-        Boolean (n, N + n' H): the N documents of the global batch, then mined negatives: with `share_negatives` those
-        of the whole batch (n' = N), else the query's own (n' = 1).
-    """
-    n = batch.queries.num_sequences
-    query_n, texts = batch.query_hashes.to(device), batch.document_hashes.to(device)
-    document_n, negatives = texts[:n], texts[n:]
-    query_N, document_N = world.gather(query_n), world.gather(document_n)
-    right_nN = (query_n[:, None] == query_N) | (document_n[:, None] == document_N)
-    right_nN[torch.arange(n), torch.arange(n) + n * world.rank] = False
-    mined = world.gather(negatives) if share_negatives else negatives.view(n, batch.num_negatives)
-    return torch.cat([right_nN, document_n[:, None] == mined], dim=1)
+def _truncated(pairs: Pairs, dim: int) -> Pairs:
+    """The first `dim` coordinates of all vectors."""
+    return pairs._replace(
+        queries_nD=pairs.queries_nD[:, :dim],
+        documents_ND=pairs.documents_ND[:, :dim],
+        negatives=None if pairs.negatives is None else pairs.negatives[..., :dim],
+        queries_ND=None if pairs.queries_ND is None else pairs.queries_ND[:, :dim],
+    )
 
 
 def _gradient(x: Tensor) -> Tensor:

@@ -7,24 +7,26 @@ A contrastive loss needs the vectors of the whole batch at once, but the activat
 3. embed every chunk again, now with a graph, and push the cached gradient of its vectors into the weights.
 
 The result is the gradient of the plain computation, for any chunking. When everything fits into one chunk, the first
-pass keeps its graph and the third is not needed. There is no dropout in this house, so no random state has to be
-replayed.
+pass keeps its graph and the third is not needed. The encoders of this house have no dropout; for a model that has, each
+chunk meets the same random numbers in both passes.
 
 Axes: B sequences, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from longspan.objective.world import Alone, World
 from longspan.text.packed import Packed, chunks_of_similar_length
 
 
 def embed_in_chunks(
-    model: nn.Module, packed: Packed, chunk_tokens: int, autocast: torch.dtype | None
+    model: nn.Module, packed: Packed, chunk_tokens: int, autocast: torch.dtype | None, world: World | None = None
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
     """Steps 1 and 3.
 
@@ -32,6 +34,7 @@ def embed_in_chunks(
         model: maps a `Packed` to vectors (B, D).
         chunk_tokens: most tokens in a chunk; a longer sequence is a chunk by itself.
         autocast: type of mixed precision, or None.
+        world: where the model's weights are sharded, every rank makes as many passes as the rank with most chunks.
 
     Returns:
         The vectors (B, D) of all sequences in their order, detached, and a function that takes the gradient of a loss
@@ -44,18 +47,48 @@ def embed_in_chunks(
             return model(packed.select(group).to(device))
 
     groups = chunks_of_similar_length(packed.lengths, chunk_tokens)
-    if len(groups) == 1:
+    num_idle = (world or Alone()).passes(len(groups)) - len(groups)
+    if len(groups) + num_idle == 1:
         kept_BD = embed(groups[0])
         return _in_order([kept_BD.detach()], groups), lambda gradient_BD: kept_BD.backward(gradient_BD[groups[0]])
 
+    random_states, pieces = [], []
+    for group in groups:
+        random_states.append(_RandomState(device))
+        with torch.no_grad():
+            pieces.append(embed(group))
     with torch.no_grad():
-        vectors_BD = _in_order([embed(group) for group in groups], groups)
+        for _ in range(num_idle):
+            embed(groups[0][:1])
 
     def backward(gradient_BD: Tensor) -> None:
-        for group in groups:
-            embed(group).backward(gradient_BD[group])
+        for group, random_state in zip(groups, random_states, strict=True):
+            with random_state.again():
+                vectors_BD = embed(group)
+            vectors_BD.backward(gradient_BD[group])
+        for _ in range(num_idle):
+            vectors_BD = embed(groups[0][:1])
+            vectors_BD.backward(torch.zeros_like(vectors_BD))
 
-    return vectors_BD, backward
+    return _in_order(pieces, groups), backward
+
+
+class _RandomState:
+    """Where torch's random numbers stand now, on the CPU and on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpus = [device] if device.type == "cuda" else []
+        self._on_cpu = torch.get_rng_state()
+        self._on_gpus = [torch.cuda.get_rng_state(gpu) for gpu in self._gpus]
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same numbers again in the body; afterwards, numbers go on as if nothing had been drawn."""
+        with torch.random.fork_rng(self._gpus):
+            torch.set_rng_state(self._on_cpu)
+            for gpu, state in zip(self._gpus, self._on_gpus, strict=True):
+                torch.cuda.set_rng_state(state, gpu)
+            yield
 
 
 def _in_order(pieces: list[Tensor], groups: list[list[int]]) -> Tensor:

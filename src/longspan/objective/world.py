@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class World(Protocol):
@@ -31,6 +33,11 @@ class World(Protocol):
         """Replace every `.grad` by its sum over ranks, in one reduction."""
         ...
 
+    def passes(self, needed: int) -> int:
+        """How many passes through the model this rank has to make where it needs `needed`: as many as the rank that
+        needs most, if each pass gathers sharded weights from all ranks; else `needed`."""
+        ...
+
 
 class Alone:
     """A world of one process."""
@@ -49,6 +56,29 @@ class Alone:
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         pass
+
+    def passes(self, needed: int) -> int:
+        return needed
+
+
+def gather_with_gradient(x: Tensor, world: World) -> Tensor:
+    """Rows of all ranks, (size * n, ...); the gradient is what all ranks together say of this rank's rows.
+
+    Collective, and so is going back through it.
+    """
+    return x if world.size == 1 else _Gather.apply(x, world)  # pyright: ignore[reportReturnType]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.gather(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.world.reduce_scatter(gradient), None
 
 
 @contextlib.contextmanager
