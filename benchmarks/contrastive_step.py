@@ -35,7 +35,7 @@ ROUNDS = 3
 PAIRS = 128
 MAX_TOKENS = 512
 CHUNK_TOKENS = 4096
-MINI_BATCHES = (8, 32, 128)
+MINI_BATCHES = (1, 2, 4, 8, 32)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -28,7 +28,7 @@ class Config(BaseModel):
         # pydantic reads true as 1, which no one who writes batch_size=true can mean.
         for key, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field and field.annotation is not bool:
+            if isinstance(value, bool) and field and bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{key} cannot be {str(value).lower()}")
         return values
 

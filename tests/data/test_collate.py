@@ -109,6 +109,19 @@ def test_each_source_has_the_prefixes_of_its_tasks(pairs, small_tokenizer):
         assert batch.source == name
 
 
+def test_other_prefixes_are_those_of_the_model_or_none(odd, small_tokenizer):
+    dataset, rows = odd
+    planned = PlannedBatch(0, np.arange(len(rows)))
+    for prefixes in ({}, {"classification": "fox: ", "search_document": ""}):
+        batch = collator(dataset, prefixes=prefixes)(0, planned, ALL)
+        expected = small_tokenizer.encode([prefixes.get("classification", "") + row["query"] for row in rows])
+        assert [ids[1:-1] for ids in sequences(batch.queries)] == [ids.tolist()[:62] for ids in expected]
+        expected = small_tokenizer.encode([row["document"] for row in rows])
+        assert [ids[1:-1] for ids in sequences(batch.documents)] == [ids.tolist()[:62] for ids in expected]
+    with pytest.raises(LongspanError, match="classification has no prefix"):
+        collator(dataset, prefixes={"search_query": "q: ", "search_document": "d: "})
+
+
 def test_documents_of_a_source_may_have_a_cut_of_their_own(pairs):
     names = [source.manifest.name for source in pairs.sources]
     make = collator(pairs, max_query_tokens=10, max_document_tokens=14, max_document_tokens_of={"code": 17})

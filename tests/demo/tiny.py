@@ -8,7 +8,7 @@ from rich.console import Console
 from longspan.demo.collect import Sizes
 from longspan.demo.report import report
 from longspan.demo.road import Road, Scale
-from longspan.demo.stages import run_stages
+from longspan.stages import run_stages
 
 SHAPE = {
     "encoder.width": 32,

@@ -6,16 +6,18 @@ import shlex
 
 import pytest
 
+from longspan.data.catalog import catalog
 from longspan.model.config import EncoderConfig
 from longspan.objective.contrastive import ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig
+from longspan.recipes.ablated import ablated
 from longspan.recipes.catalog import RECIPES, build_recipe
 from longspan.recipes.contrastive import contrastive
 from longspan.recipes.finetune import finetune
 from longspan.recipes.mlm import mlm
 from longspan.train.config import TrainConfig
 
-PAPER = ("mlm", "contrastive", "finetune")
+PAPER = ("mlm", "contrastive", "finetune", "ablated")
 
 
 def test_masked_language_modelling_is_section_4_1_2():
@@ -92,6 +94,15 @@ def test_finetuning_is_section_4_2_5():
     assert factor(6_399, 6_400) == pytest.approx(0.0, abs=2e-4)
 
 
+def test_the_ablated_recipe_is_finetuning_without_three_of_the_data_sets():
+    config, whole = ablated("data"), finetune("data")
+    assert config.model_copy(update={"recipe": "finetune", "sources": ()}) == whole
+    table_3 = {entry.name for entry in catalog().values() if entry.stage == "finetune"}
+    left_out = table_3 - set(config.sources)
+    assert set(config.sources) <= table_3
+    assert left_out == {"fever", "hotpot", "medi_supernli", "medi_stackexchange", "medi_flickr", "medi_wiki"}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_one_complete_configuration(name):
     config = RECIPES[name]("some/folder")
@@ -106,7 +117,7 @@ def test_a_recipe_is_one_complete_configuration(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_card_says_how_to_repeat_it(name):
     card = inspect.getdoc(RECIPES[name]) or ""
-    assert re.search(r"section 4\.[12]", card)
+    assert re.search(r"section (4\.[12]|5\.2)", card)
     assert re.search(r"^Hardware: .+", card, re.MULTILINE)
     assert re.search(r"^Expected: .+", card, re.MULTILINE)
     assert card.splitlines()[0].endswith(".")

@@ -72,10 +72,13 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
         make_batches, objective = stage.loader, stage.objective
         step = 0
 
-        def batches(first_step: int, last_step: int) -> Any:
-            nonlocal step
-            step = first_step
-            return make_batches(first_step, last_step)
+        class Batches:
+            rows = staticmethod(make_batches.rows)
+
+            def __call__(self, first_step: int, last_step: int) -> Any:
+                nonlocal step
+                step = first_step
+                return make_batches(first_step, last_step)
 
         class Watched:
             def backward(self, model: Any, batch: Any) -> dict[str, float | str]:
@@ -85,7 +88,8 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> AtStep:
                     actions[step](model)
                 return metrics
 
-        return dataclasses.replace(stage, objective=Watched(), loader=batches)  # pyright: ignore[reportArgumentType]
+        watched: dict[str, Any] = {"objective": Watched(), "loader": Batches()}
+        return dataclasses.replace(stage, **watched)
 
     monkeypatch.setattr(loop, "build_stage", build)
     return actions.__setitem__

@@ -12,16 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from longspan.errors import LongspanError
+from longspan.files import sha256_json
 from longspan.train import checkpoint
 from longspan.train.checkpoint import (
+    Best,
+    best_checkpoint,
     checkpoints,
     load_checkpoint,
     newest_checkpoint,
-    save_checkpoint,
+    read_best,
+    take_snapshot,
     tidy_checkpoints,
+    write_checkpoint,
 )
 from longspan.train.optim import OptimConfig, build_optimizer
 
+ABOUT = {"data": "d" * 64, "encoder": {"width": 6}, "config": {"seed": 1}, "environment": {"torch": "2"}}
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -36,6 +42,12 @@ def _trained(seed: int, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimize
     for step in range(steps):
         _step(model, optimizer, step)
     return model, optimizer
+
+
+def _save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2, best: Best | None = None
+) -> Path:
+    return write_checkpoint(folder, take_snapshot(step, model, optimizer, ABOUT, best=best), keep=keep)
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -61,12 +73,12 @@ def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of step 7."""
     model, optimizer = _trained(0)
-    return save_checkpoint(tmp_path / "checkpoints", 7, model, optimizer, keep=2)
+    return _save(tmp_path / "checkpoints", 7, model, optimizer)
 
 
 def test_weights_and_optimiser_come_back(tmp_path: Path) -> None:
     model, optimizer = _trained(0)
-    path = save_checkpoint(tmp_path, 7, model, optimizer, keep=2)
+    path = _save(tmp_path, 7, model, optimizer)
     assert path == tmp_path / "step-00000007"
     expected = _states(model, optimizer)
     assert sum("exp_avg_sq" in name for name in expected) == len(list(model.parameters()))
@@ -93,7 +105,7 @@ def test_training_on_leaves_the_checkpoint_alone(saved: Path) -> None:
 
 def test_before_the_first_step(tmp_path: Path) -> None:
     model, optimizer = _trained(0, steps=0)
-    path = save_checkpoint(tmp_path, 0, model, optimizer, keep=2)
+    path = _save(tmp_path, 0, model, optimizer)
     other, its_optimizer = _trained(1, steps=2)
     assert load_checkpoint(path, other, its_optimizer) == 0
     assert _same(_states(other, its_optimizer), _states(model, optimizer))
@@ -104,11 +116,38 @@ def test_before_the_first_step(tmp_path: Path) -> None:
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     model, optimizer = _trained(0)
     for step in (2, 10, 9, 100):
-        save_checkpoint(tmp_path, step, model, optimizer, keep=3)
+        _save(tmp_path, step, model, optimizer, keep=3)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000009", "step-00000010", "step-00000100"]
     assert newest_checkpoint(tmp_path).name == "step-00000100"
     tidy_checkpoints(tmp_path, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000100"]
+
+
+def test_a_snapshot_is_a_moment(tmp_path: Path) -> None:
+    model, optimizer = _trained(0)
+    expected = _states(model, optimizer)
+    snapshot = take_snapshot(7, model, optimizer, ABOUT)
+    _step(model, optimizer, 0)  # in place, while the checkpoint is not yet written
+    load_checkpoint(write_checkpoint(tmp_path, snapshot, keep=1), model, optimizer)
+    assert _same(_states(model, optimizer), expected)
+    assert take_snapshot(7, model, optimizer, ABOUT, keep=False).weights == {}
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    model, optimizer = _trained(0)
+    third, fifth = Best(3, "eval/x/ndcg", 0.3), Best(5, "eval/x/ndcg", 0.5)
+    for step, best in [(2, None), (3, third), (4, third), (5, fifth), (6, fifth), (7, fifth)]:
+        path = _save(tmp_path, step, model, optimizer, keep=1, best=best)
+        assert read_best(path) == best
+        kept = {step} | ({best.step} if best else set())
+        assert [path.name for path in checkpoints(tmp_path)] == [f"step-{number:08d}" for number in sorted(kept)]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-00000005"
+    assert best_checkpoint(tmp_path / "none") is None
+
+
+def test_it_says_what_it_is_of_and_was_made_with(saved: Path) -> None:
+    state = json.loads((saved / "state.json").read_text("utf-8"))
+    assert state.items() >= (ABOUT | {"step": 7, "best": None}).items()
 
 
 def test_only_whole_checkpoints_are_listed(saved: Path) -> None:
@@ -205,3 +244,25 @@ def test_another_shape(saved: Path) -> None:
         optimizer = build_optimizer(other, OptimConfig(lr=0.1))
         with pytest.raises(LongspanError, match=reason):
             load_checkpoint(saved, other, optimizer)
+
+
+@pytest.mark.parametrize(("key", "reason"), [("data", "other prepared data"), ("encoder", "another shape")])
+def test_of_another_run(saved: Path, key: str, reason: str) -> None:
+    model, optimizer = _trained(1)
+    facts = {name: ABOUT[name] for name in ("data", "encoder")}
+    assert load_checkpoint(saved, model, optimizer, belongs_to=facts) == 7
+    before = _states(model, optimizer)
+    with pytest.raises(LongspanError, match=reason):
+        load_checkpoint(saved, model, optimizer, belongs_to=facts | {key: "other"})
+    assert _same(_states(model, optimizer), before)
+
+
+def test_of_another_format(saved: Path) -> None:
+    path = saved / "state.json"
+    state = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({name: state[name] for name in ("step", "sha256")}), "utf-8")  # as it was at first
+    _refused(saved, "has format 1, and this longspan reads format 2")
+    del state["checksum"]
+    state["format"] = 3
+    path.write_text(json.dumps(state | {"checksum": sha256_json(state)}), "utf-8")
+    _refused(saved, "has format 3")

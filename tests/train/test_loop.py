@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from longspan.data.collate import PairBatch
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.model.hub import read_safetensors
-from longspan.train import checkpoint, loop
+from longspan.objective.world import Alone, World
+from longspan.train import checkpoint, loop, writer
 from longspan.train.config import TrainConfig
 from longspan.train.loop import Interrupted, resume, start
 from longspan.train.run import Run
@@ -469,7 +472,11 @@ def test_a_gradient_that_is_not_finite(
     assert checkpoint.newest_checkpoint(run.checkpoints).name == "step-00000002"
     at_step(4, lambda model: None)
     resume(run.folder)
-    assert folders.differing(run.folder, undisturbed(config)) == []
+    assert _differing_but_for_bad_batches(run.folder, undisturbed(config)) == []
+
+
+def _differing_but_for_bad_batches(folder: Path, other: Path) -> list[str]:
+    return [name for name in folders.differing(folder, other) if not name.startswith("bad-batches")]
 
 
 def test_a_loss_that_is_not_finite(mlm: TrainConfig, undisturbed: Undisturbed, at_step: AtStep, tmp_path: Path) -> None:
@@ -482,4 +489,178 @@ def test_a_loss_that_is_not_finite(mlm: TrainConfig, undisturbed: Undisturbed, a
         start(mlm, tmp_path / "run")
     assert not Run(tmp_path / "run").finished
     at_step(3, lambda model: None)
-    assert folders.differing(resume(tmp_path / "run").folder, undisturbed(mlm)) == []
+    assert _differing_but_for_bad_batches(resume(tmp_path / "run").folder, undisturbed(mlm)) == []
+
+
+def _spoil(model: torch.nn.Module) -> None:
+    parameter = next(model.parameters())
+    assert parameter.grad is not None
+    parameter.grad[0, 0] = float("nan")
+
+
+def test_the_batch_that_spoilt_the_gradient_is_saved(config: TrainConfig, at_step: AtStep, tmp_path: Path) -> None:
+    at_step(4, _spoil)
+    with pytest.raises(LongspanError) as refused:
+        start(config, tmp_path / "run")
+    path = tmp_path / "run" / "bad-batches" / "step-00000004-rank-0.safetensors"
+    assert refused.value.where == str(path)
+    stage = build_stage(config, Alone(), torch.device("cpu"))
+    batch, saved = stage.loader.batch(3), read_safetensors(path)
+    assert saved["rows"].tolist() == stage.loader.rows(3).tolist()
+    assert len(saved["rows"]) == config.batch_size
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["why"] == "gradient_norm is nan"
+    if isinstance(batch, PairBatch):
+        assert metadata["source"] == batch.source
+        for name, packed in (("queries", batch.queries), ("documents", batch.documents)):
+            assert torch.equal(saved[f"{name}.ids"], packed.ids_T)
+            assert saved[f"{name}.lengths"].tolist() == list(packed.lengths)
+    else:
+        assert torch.equal(saved["ids"], torch.cat([row.ids_T for row in batch.rows]))
+        assert saved["row_lengths"].tolist() == [24] * 4
+        assert saved["positions"].split(saved["targets"].tolist())[1].tolist() == batch.targets[1][0].tolist()
+        assert torch.equal(saved["labels"], torch.cat([labels for _, labels in batch.targets]))
+
+
+def test_a_step_that_is_not_finite_is_skipped(
+    mlm: TrainConfig, at_step: AtStep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = mlm.replace({"on_non_finite": "skip", "checkpoint_every": 1, "keep_checkpoints": 9}, where="test")
+    at_step(4, _spoil)
+    run = start(config, tmp_path / "run")
+    assert run.finished
+    third, fourth, fifth = run.logged()[2:5]
+    assert fourth["skipped"] == "gradient_norm is nan"
+    assert fourth["gradient_norm"] is None, "NaN is not JSON"
+    assert "skipped" not in third
+    assert "skipped" not in fifth
+    assert "step 4: step skipped: gradient_norm is nan" in capsys.readouterr().err
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        before, after, later = ((run.checkpoints / f"step-0000000{n}" / name).read_bytes() for n in (3, 4, 5))
+        assert before == after, "weights and moments are as they were"
+        assert after != later
+
+
+def test_not_too_many_steps_are_skipped(mlm: TrainConfig, at_step: AtStep, tmp_path: Path) -> None:
+    config = mlm.replace({"on_non_finite": "skip", "max_skips": 2}, where="test")
+    for step in (1, 3, 4):
+        at_step(step, _spoil)
+    assert start(config, tmp_path / "run").finished
+    at_step(5, _spoil)
+    with pytest.raises(LongspanError, match="in step 5, the 3th in succession"):
+        start(config, tmp_path / "other")
+
+
+# --- what a person should look at -------------------------------------------------------------------------------------
+
+
+def test_weights_without_gradient_are_flagged(
+    mlm: TrainConfig, at_step: AtStep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill(model: torch.nn.Module) -> None:
+        gradients = dict(model.named_parameters())
+        gradients["encoder.layers.1.mlp.down.weight"].grad = None
+        gradient = gradients["encoder.layers.0.norm1.weight"].grad
+        assert gradient is not None
+        gradient.zero_()
+
+    for step in (2, 3, 4, 5):
+        at_step(step, kill)
+    rows = start(mlm, tmp_path / "run").logged()
+    names = ["encoder.layers.0.norm1.weight", "encoder.layers.1.mlp.down.weight"]
+    assert [row.get("zero_gradients") for row in rows] == [None, *[names] * 4, None]
+    flagged = [row["step"] for row in rows if "flags" in row]
+    assert flagged == [4]
+    assert "step 4: dead gradient" in capsys.readouterr().err
+
+
+# --- evaluation in the loop -------------------------------------------------------------------------------------------
+
+
+def test_evaluation_and_the_best_checkpoint(mlm: TrainConfig, at_step: AtStep, tmp_path: Path) -> None:
+    quality = {3: 0.5, 6: 0.9, 9: 0.7, 10: 0.2}
+    changes = {"max_steps": 10, "evaluate_every": 3, "best_metric": "eval/held/ndcg", "checkpoint_every": 5}
+    config = mlm.replace(changes | {"log_every": 4, "keep_checkpoints": 1}, where="test")
+    steps = iter([*quality] * 2)
+
+    def held(model: torch.nn.Module, world: World) -> dict[str, float]:
+        assert not torch.is_grad_enabled()
+        return {"ndcg": quality[next(steps)], "size": world.size}
+
+    whole = start(config, tmp_path / "whole", evaluators={"held": held})
+    rows = {row["step"]: row for row in whole.logged()}
+    assert rows.keys() == {3, 4, 6, 8, 9, 10}
+    assert {step: row["eval/held/ndcg"] for step, row in rows.items() if "eval/held/ndcg" in row} == quality
+    best = checkpoint.best_checkpoint(whole.checkpoints)
+    assert best is not None
+    assert best.name == "step-00000006"
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step-00000006", "step-00000010"]
+
+    at_step(8, _raising(ZeroDivisionError))
+    with pytest.raises(ZeroDivisionError):
+        start(config, tmp_path / "run", evaluators={"held": held})
+    at_step(8, lambda model: None)
+    with pytest.raises(LongspanError, match="nothing to evaluate with"):
+        resume(tmp_path / "run")
+    run = resume(tmp_path / "run", evaluators={"held": held})  # goes on from step 6, the best
+    assert folders.differing(run.folder, whole.folder) == []
+
+
+def test_the_least_is_best(mlm: TrainConfig, tmp_path: Path) -> None:
+    values = iter([3.0, 1.0, 2.0])
+    changes = {"evaluate_every": 2, "best_metric": "eval/a/loss", "best_is": "min", "checkpoint_every": 6}
+    config = mlm.replace(changes, where="test")
+    run = start(config, tmp_path / "run", evaluators={"a": lambda model, world: {"loss": next(values)}})
+    assert checkpoint.best_checkpoint(run.checkpoints) == run.checkpoints / "step-00000004"
+
+
+def test_a_metric_that_is_not_evaluated(mlm: TrainConfig, tmp_path: Path) -> None:
+    config = mlm.replace({"evaluate_every": 2, "best_metric": "eval/a/mrr"}, where="test")
+    with pytest.raises(LongspanError, match="gives no 'eval/a/mrr'") as refused:
+        start(config, tmp_path / "run", evaluators={"a": lambda model, world: {"ndcg": 1.0}})
+    assert "eval/a/ndcg" in refused.value.remedy
+    with pytest.raises(LongspanError, match="nothing to evaluate with"):
+        start(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# --- one at a time, and in the background -----------------------------------------------------------------------------
+
+
+def test_two_do_not_work_on_one_run(mlm: TrainConfig, at_step: AtStep, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def intrude(model: torch.nn.Module) -> None:
+        with pytest.raises(LongspanError, match="is working on this run"):
+            resume(folder)
+
+    at_step(4, intrude)
+    assert start(mlm, folder).finished
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    mlm: TrainConfig, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path, snapshot: checkpoint.Snapshot, *, keep: int) -> None:
+        raise LongspanError("no room to write", where=folder, remedy="free some disk space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_checkpoint", full)
+        with pytest.raises(LongspanError, match="no room to write"):
+            start(mlm, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert not run.finished
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
+    assert folders.differing(resume(run.folder).folder, undisturbed(mlm)) == []
+
+
+# --- how blocks run ---------------------------------------------------------------------------------------------------
+
+
+def test_activation_checkpointing_computes_the_same(
+    config: TrainConfig, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    run = start(config.replace({"activation_checkpointing": True}, where="test"), tmp_path / "run")
+    assert folders.losses(run.folder) == folders.losses(undisturbed(config))
+    assert run.logged()[-1]["gradient_norm"] == Run(undisturbed(config)).logged()[-1]["gradient_norm"]

@@ -4,17 +4,22 @@ import builtins
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from longspan.errors import LongspanError
+from longspan.objective.world import Alone
+from longspan.train.flops import training_flops
 from longspan.train.loop import resume, start
 from longspan.train.metrics import JsonLines, ProgressBar
 from longspan.train.run import Run, trim_metrics
+from longspan.train.stage import build_stage
 from tests.train import folders, tiny
 from tests.train.conftest import AtStep
 
@@ -39,7 +44,9 @@ def test_every_line_says_what_a_curve_needs(text_data: Path, pair_data: Path, tm
     contrastive = start(tiny.contrastive_config(pair_data), tmp_path / "contrastive").logged()
     always = {"step", "loss", "accuracy", "tokens", "lr", "gradient_norm", "seconds", "tokens_per_second"}
     assert all(row.keys() == always | {"masked"} for row in mlm)
-    assert all(row.keys() == always | {"source", "pairs", "cut", "duplicates"} for row in contrastive)
+    assert all(
+        row.keys() == always | {"source", "pairs", "cut", "duplicates", "pairs_per_second"} for row in contrastive
+    )
     assert {row["source"] for row in contrastive} == {"first", "second"}
     for row in mlm + contrastive:
         assert all(math.isfinite(value) for value in row.values() if not isinstance(value, str))
@@ -117,6 +124,16 @@ def test_a_run_tells_on_stderr(text_data: Path, tmp_path: Path, capsys: pytest.C
     assert err.startswith("tiny-mlm: 6/6  loss ")
 
 
+def test_progress_says_how_fast_and_what_to_look_at() -> None:
+    text = io.StringIO()
+    with ProgressBar("contrastive", 0, 2, console=Console(file=text, width=100)) as bar:
+        bar.step(1, METRICS | {"flags": ["loss spike: 9"]}, log=True)
+        bar.step(2, METRICS | {"pairs_per_second": 4321.0, "mfu": 0.456}, log=True)
+    first, last = text.getvalue().splitlines()
+    assert first == "step 1: loss spike: 9"
+    assert last.endswith("12,346 tok/s  4,321 pairs/s  46% of peak")
+
+
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
 
 
@@ -149,3 +166,60 @@ def test_tensorboard_is_missing(text_data: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(LongspanError, match="TensorBoard is not installed"):
         start(tiny.masked_config(text_data), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists(), "said before the run is begun"
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+class _FakeWandB:
+    """What the package does, as far as we use it."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.logged: dict[int, dict[str, float]] = {}
+        self.exits: list[int] = []
+
+    def init(self, **settings: Any) -> "_FakeWandB":
+        self.started.append(settings)
+        return self
+
+    def log(self, numbers: dict[str, float], *, step: int) -> None:
+        self.logged[step] = numbers
+
+    def finish(self, *, exit_code: int) -> None:
+        self.exits.append(exit_code)
+
+
+def test_wandb(pair_data: Path, at_step: AtStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = _FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # pyright: ignore[reportArgumentType]
+    config = tiny.contrastive_config(pair_data, checkpoint_every=4)
+    _cut_short(lambda: start(config, tmp_path / "run", wandb="embedders"), at_step, 5)
+    run = resume(tmp_path / "run", wandb="embedders")
+    first, second = fake.started
+    assert first == second, "one run there too"
+    assert (first["project"], first["name"], first["resume"]) == ("embedders", "run", "allow")
+    assert first["config"]["config"]["seed"] == 3
+    assert fake.exits == [1, 0]
+    assert fake.logged.keys() == {1, 2, 3, 4, 5, 6}
+    for row in run.logged():
+        assert fake.logged[row["step"]]["loss"] == row["loss"]
+        assert fake.logged[row["step"]][f"accuracy/{row['source']}"] == row["accuracy"]
+
+
+def test_wandb_is_missing(text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(LongspanError, match="wandb is not installed"):
+        start(tiny.masked_config(text_data), tmp_path / "run", wandb="embedders")
+    assert not (tmp_path / "run").exists()
+
+
+# --- share of peak ---------------------------------------------------------------------------------------------------
+
+
+def test_share_of_peak(text_data: Path, tmp_path: Path) -> None:
+    run = start(tiny.masked_config(text_data), tmp_path / "run", peak_flops=1e9)
+    stage = build_stage(run.config, Alone(), torch.device("cpu"))
+    for step, row in enumerate(run.logged()):
+        expected = training_flops(stage.encoder, stage.loader.batch(step)) / row["seconds"] / 1e9
+        assert row["mfu"] == pytest.approx(expected)

@@ -1,5 +1,7 @@
 """Several processes compute what one does: objectives in float64, and a whole run."""
 
+import functools
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,7 @@ import torch
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.objective.world import Alone
-from longspan.train.config import TrainConfig
-from longspan.train.loop import start
+from longspan.train.loop import resume, start
 from longspan.train.parallel import join_world, local_device
 from longspan.train.run import Run
 from longspan.train.stage import build_stage
@@ -45,42 +46,53 @@ def _free_port() -> int:
 def test_objectives(size: int, launch: Launch, tmp_path: Path) -> None:
     _as_ranks(launch, size, jobs.objectives, str(tmp_path), with_rank=True)
 
-    for name, (negatives_for, num_negatives) in jobs.OBJECTIVES.items():
-        model, batch = naive.pooled_model(), naive.with_repeats(naive.pair_batch(jobs.NUM_PAIRS, num_negatives))
-        loss = naive.contrastive_loss(model, batch, 0.1, negatives_for)
+    for name, config in jobs.OBJECTIVES.items():
+        batch = naive.with_repeats(naive.pair_batch(jobs.NUM_PAIRS, config.num_negatives))
         counts = {
             "pairs": jobs.NUM_PAIRS,
             "tokens": batch.queries.num_tokens + batch.documents.num_tokens,
             "cut": batch.num_cut,
-            "duplicates": 5 if num_negatives else 4,
+            "duplicates": 5 if config.num_negatives else 4,
         }
-        _check_ranks(tmp_path, name, size, model, loss, counts)
+        _check_ranks(tmp_path, name, size, counts)
 
-    model, batch = naive.masked_model(), naive.masked_batch(jobs.NUM_ROWS)
+    batch = naive.masked_batch(jobs.NUM_ROWS)
     masked = [len(positions) for positions, _ in batch.targets]
     assert size == 1 or sum(masked[: len(masked) // size]) * size != sum(masked), "ranks with unequal shares show more"
     counts = {"masked": sum(masked), "tokens": sum(row.num_tokens for row in batch.rows)}
-    _check_ranks(tmp_path, "mlm", size, model, naive.masked_loss(model, batch), counts)
+    _check_ranks(tmp_path, "mlm", size, counts)
 
 
-def _check_ranks(
-    folder: Path, name: str, size: int, model: torch.nn.Module, loss: torch.Tensor, counts: dict[str, int]
-) -> None:
-    gradients = naive.plain_gradients(model, loss)
+@functools.cache
+def _plain(name: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of an objective by the plain computation."""
+    if name == "mlm":
+        model = naive.masked_model()
+        loss = naive.masked_loss(model, naive.masked_batch(jobs.NUM_ROWS))
+    else:
+        config = jobs.OBJECTIVES[name]
+        model = naive.pooled_model(config=config)
+        batch = naive.with_repeats(naive.pair_batch(jobs.NUM_PAIRS, config.num_negatives))
+        loss = naive.contrastive_loss(model, batch, config)
+    return float(loss.detach()), naive.plain_gradients(model, loss)
+
+
+def _check_ranks(folder: Path, name: str, size: int, counts: dict[str, int], prefix: str = "") -> None:
+    loss, gradients = _plain(name)
     twice = {key: 2 * gradient for key, gradient in gradients.items()}
     for rank in range(size):
-        found = torch.load(folder / f"{name}-{rank}.pt")
-        assert found["metrics"]["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
+        found = torch.load(folder / f"{prefix}{name}-{rank}.pt")
+        assert found["metrics"]["loss"] == pytest.approx(loss, rel=1e-12)
         assert found["metrics"].items() >= counts.items()
         assert naive.largest_difference(found["once"], gradients) < ROUNDING, f"{name}, rank {rank} of {size}"
         assert naive.largest_difference(found["twice"], twice) < ROUNDING, f"{name}, rank {rank} of {size}: accumulated"
-    accuracies = {torch.load(folder / f"{name}-{rank}.pt")["metrics"]["accuracy"] for rank in range(size)}
+    accuracies = {torch.load(folder / f"{prefix}{name}-{rank}.pt")["metrics"]["accuracy"] for rank in range(size)}
     assert len(accuracies) == 1
 
 
 def test_what_processes_do_together(launch: Launch, tmp_path: Path) -> None:
     size = 2
-    _as_ranks(launch, size, jobs.objectives, str(tmp_path), with_rank=True)
+    _as_ranks(launch, size, jobs.primitives, str(tmp_path))
     first, second = (torch.load(tmp_path / f"primitives-{rank}.pt") for rank in range(size))
     for rank, found in enumerate((first, second)):
         assert torch.equal(found["gathered"], torch.cat([first["mine"], second["mine"]]))
@@ -90,44 +102,82 @@ def test_what_processes_do_together(launch: Launch, tmp_path: Path) -> None:
         assert torch.equal(found["mine"], torch.arange(6.0).reshape(2, 3) + 10 * rank), "arguments are not written to"
 
 
-@pytest.fixture(params=["mlm", "own", "all"])
-def config(request: pytest.FixtureRequest, text_data: Path, pair_data: Path) -> TrainConfig:
-    """A short run of each objective."""
-    if request.param == "mlm":
-        return tiny.masked_config(text_data)
-    return tiny.contrastive_config(pair_data, **{"objective.negatives_for": request.param})
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradients_of_sharded_weights(size: int, launch: Launch, tmp_path: Path) -> None:
+    _as_ranks(launch, size, jobs.shards, str(tmp_path), with_rank=True)
+    for engine in ("zero2", "zero3"):
+        for name in ("own", "mlm"):
+            _check_ranks(tmp_path, name, size, {}, prefix=f"{engine}-")
 
 
-def test_a_run_of_two_processes(config: TrainConfig, launch: Launch, tmp_path: Path) -> None:
-    alone = start(config, tmp_path / "alone")
-    _as_ranks(launch, 2, jobs.train, config.model_dump_json(), str(tmp_path / "two"))
-    two = Run(tmp_path / "two")
-    _check_the_same_run(two, alone)
-    environment = (two.folder / "environment.jsonl").read_text("utf-8")
-    assert environment.count("\n") == 1, "one process writes"
-    assert '"processes": 2' in environment
+def test_runs_of_two_processes(
+    text_data: Path, pair_data: Path, launch: Launch, at_step: AtStep, tmp_path: Path
+) -> None:
+    """All that two processes do, in one launch: every objective and engine gives the run of one process."""
+    mlm, own = tiny.masked_config(text_data), tiny.contrastive_config(pair_data)
+    evaluated = {"evaluate_every": 3, "best_metric": "eval/held/likeness"}
+    configs = {
+        "mlm": mlm,
+        "own": own,
+        "all": own.replace({"objective.negatives_for": "all"}, where="test"),
+        "mlm-zero2": mlm.replace({"parallel": "zero2"}, where="test"),
+        "mlm-zero3": mlm.replace({"parallel": "zero3", "activation_checkpointing": True}, where="test"),
+        "own-zero2": own.replace({"parallel": "zero2"}, where="test"),
+        "own-zero3": own.replace({"parallel": "zero3", "objective.chunk_tokens": 40, **evaluated}, where="test"),
+        "skip": mlm.replace({"on_non_finite": "skip"}, where="test"),
+    }
+    planned = [
+        jobs.Planned(
+            config.model_dump_json(),
+            str(tmp_path / name),
+            spoil_at=3 if name == "skip" else None,
+            evaluated=name == "own-zero3",
+        )
+        for name, config in configs.items()
+    ]
+    # One process, then two, then one: it dies after step 2, and is asked to stop in step 4.
+    changing = {name: configs[name] for name in ("own", "mlm-zero3")}
+    for name, config in changing.items():
+        at_step(3, _stop)
+        with pytest.raises(ZeroDivisionError):
+            start(config, tmp_path / f"{name}-changing")
+        planned.append(jobs.Planned(config.model_dump_json(), str(tmp_path / f"{name}-changing"), stop_at=4))
+    at_step(3, lambda model: None)
+    _as_ranks(launch, 2, jobs.together, *planned)
+    for name in changing:
+        assert jobs.newest_step(tmp_path / f"{name}-changing") == 4
+        resume(tmp_path / f"{name}-changing")
+
+    for name, config in (configs | {f"{name}-changing": config for name, config in changing.items()}).items():
+        found = Run(tmp_path / name)
+        if name == "skip":
+            _check_skipped(found)
+            continue
+        evaluators = {"held": jobs.evaluate} if name == "own-zero3" else None
+        alone = start(config, tmp_path / f"{name}-alone", evaluators=evaluators)
+        _check_the_same_run(found, alone)
+        starts = [json.loads(line) for line in (found.folder / "environment.jsonl").read_text("utf-8").splitlines()]
+        assert [line["processes"] for line in starts] == ([1, 2, 1] if "changing" in name else [2]), (
+            "one process writes"
+        )
+        assert {line["parallel"] for line in starts} == {config.parallel}
+
+
+def _stop(model: Any) -> None:
+    raise ZeroDivisionError
+
+
+def _check_skipped(run: Run) -> None:
+    assert run.finished
+    assert [row["step"] for row in run.logged() if "skipped" in row] == [3], "what one process finds, all heed"
+    saved = sorted(path.name for path in (run.folder / "bad-batches").iterdir())
+    assert saved == ["step-00000003-rank-0.safetensors", "step-00000003-rank-1.safetensors"]
 
 
 def test_all_processes_refuse_together(text_data: Path, launch: Launch, tmp_path: Path) -> None:
     config = tiny.masked_config(text_data, max_steps=1)
     start(config, tmp_path / "run")
     _as_ranks(launch, 2, jobs.start_again, config.model_dump_json(), str(tmp_path / "run"))
-
-
-def test_a_run_goes_on_with_another_number_of_processes(
-    pair_data: Path, launch: Launch, at_step: AtStep, tmp_path: Path
-) -> None:
-    config = tiny.contrastive_config(pair_data)
-    alone = start(config, tmp_path / "alone")
-
-    def stop(model: Any) -> None:
-        raise ZeroDivisionError
-
-    at_step(4, stop)
-    with pytest.raises(ZeroDivisionError):
-        start(config, tmp_path / "run")
-    _as_ranks(launch, 2, jobs.train, config.model_dump_json(), str(tmp_path / "run"))
-    _check_the_same_run(Run(tmp_path / "run"), alone)
 
 
 def _check_the_same_run(found: Run, expected: Run) -> None:
@@ -139,6 +189,7 @@ def _check_the_same_run(found: Run, expected: Run) -> None:
         # float64 (above).
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-5)
         assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+        assert row.get("eval/held/likeness", 0.0) == pytest.approx(other.get("eval/held/likeness", 0.0), rel=1e-3)
     assert found.config == expected.config
     assert folders.contents(found.folder).keys() == folders.contents(expected.folder).keys()
     texts = ["ba be bi", "bo bu da"]

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.model.heads import MaskedLanguageModel
 from longspan.model.hub import load_encoder, load_masked_model, save_encoder
 from longspan.model.pooling import PooledEncoder
 from longspan.objective.world import Alone
 from longspan.train.config import TrainConfig
-from longspan.train.loop import start
+from longspan.train.loop import resume, start
 from longspan.train.stage import Stage, build_stage
-from tests.train import tiny
+from tests.train import folders, tiny
+from tests.train.conftest import AtStep
 
 CPU = torch.device("cpu")
 
@@ -145,6 +147,35 @@ def test_data_of_the_wrong_kind_is_refused(text_data: Path, pair_data: Path) -> 
         _build(tiny.contrastive_config(text_data))
     with pytest.raises(LongspanError, match="no prepared source 'third'"):
         _build(tiny.contrastive_config(pair_data, sources=["third"]))
+
+
+def test_a_learnt_temperature_is_in_checkpoints_and_not_in_the_model(
+    pair_data: Path, at_step: AtStep, tmp_path: Path
+) -> None:
+    changes = {"objective.learn_temperature": True, "objective.matryoshka_dims": [16, 8]}
+    config = tiny.contrastive_config(pair_data, **changes)
+    whole = start(config, tmp_path / "whole")
+    temperatures = [row["temperature"] for row in whole.logged()]
+    assert temperatures[0] == pytest.approx(0.05)
+    assert len(set(temperatures)) == len(temperatures)
+    assert Embedder.load(whole.model).embed(["ba be"], task="search_query").shape == (1, 16)
+
+    def stop(model: torch.nn.Module) -> None:
+        raise ZeroDivisionError
+
+    at_step(4, stop)
+    with pytest.raises(ZeroDivisionError):
+        start(config, tmp_path / "run")
+    at_step(4, lambda model: None)
+    assert folders.differing(resume(tmp_path / "run").folder, whole.folder) == []
+
+
+def test_matryoshka_dimensions_have_to_fit_the_model(pair_data: Path, tmp_path: Path) -> None:
+    config = tiny.contrastive_config(pair_data, **{"objective.matryoshka_dims": [768, 256]})
+    with pytest.raises(LongspanError, match="have 16 coordinates") as refused:
+        start(config, tmp_path / "run")
+    assert refused.value.where == "objective.matryoshka_dims"
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_too_few_negatives_are_refused_in_the_run(pair_data: Path, tmp_path: Path) -> None:

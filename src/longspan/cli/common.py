@@ -69,3 +69,18 @@ def console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def changed_settings(settings: list[str], command: str) -> dict[str, str]:
+    """The values of `--set KEY=VALUE`, by key.
+
+    Raises:
+        LongspanError: one is not of that form.
+    """
+    changes = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise usage_error(f"--set {setting}: write it as KEY=VALUE", command)
+        changes[key] = value
+    return changes

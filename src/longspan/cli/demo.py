@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 def _demo(parsed: argparse.Namespace) -> None:
     from longspan.demo.report import report
     from longspan.demo.road import Road
-    from longspan.demo.stages import clear, run_stages
+    from longspan.stages import clear, run_stages
 
     if parsed.fresh:
         clear(parsed.out)

@@ -30,6 +30,18 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run; needs nothing else")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--parallel",
+        choices=["ddp", "zero2", "zero3"],
+        help="how several processes share the model, instead of what the recipe or the run says",
+    )
+    parser.add_argument(
+        "--wandb",
+        nargs="?",
+        const="longspan",
+        metavar="PROJECT",
+        help="send metrics to Weights & Biases",
+    )
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events into the run directory")
 
 
@@ -44,7 +56,13 @@ def _train(parsed: argparse.Namespace) -> int | None:
     from longspan.train.loop import Interrupted, resume, start
 
     _check_device(parsed.device)
-    options = {"device": parsed.device, "tensorboard": parsed.tensorboard}
+    options = {
+        "device": parsed.device,
+        "tensorboard": parsed.tensorboard,
+        "wandb": parsed.wandb,
+        "parallel": parsed.parallel,
+        "measure_peak": True,
+    }
     try:
         if parsed.resume is not None:
             run = resume(parsed.resume, **options)

@@ -90,9 +90,11 @@ class PairCollator:
             better than the first ones, section 4.2.5).
         max_query_tokens, max_document_tokens: lengths are cut here, prefix and special tokens included.
         max_document_tokens_of: other cuts for the documents of some sources, by name.
+        prefixes: task -> text put before each of its texts; empty for a model that reads plain text.
 
     Raises:
-        LongspanError: a cut leaves no room for text, or is given for a source that is not there.
+        LongspanError: a cut leaves no room for text, or is given for a source that is not there; a source's task has no
+            prefix, and others have.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class PairCollator:
         max_query_tokens: int,
         max_document_tokens: int,
         max_document_tokens_of: Mapping[str, int] | None = None,
+        prefixes: Mapping[str, str] = PREFIXES,
         seed: int,
     ) -> None:
         self._sources = dataset.sources
@@ -115,13 +118,20 @@ class PairCollator:
         self._seed = seed
         tokenizer = dataset.tokenizer
         self._cls, self._sep = tokenizer.cls_id, tokenizer.sep_id
-        self._prefix_ids = dict(zip(PREFIXES, tokenizer.encode(list(PREFIXES.values())), strict=True))
+        prefixes = prefixes or dict.fromkeys(PREFIXES, "")
+        self._prefix_ids = dict(zip(prefixes, tokenizer.encode(list(prefixes.values())), strict=True))
         for source, max_document in zip(dataset.sources, self._max_document, strict=True):
             self._check_room(source.manifest.query_task, max_query_tokens, "max_query_tokens")
             self._check_room(source.manifest.document_task, max_document, "max_document_tokens")
 
     def _check_room(self, task: str | None, longest: int, key: str) -> None:
         assert task is not None
+        if task not in self._prefix_ids:
+            raise LongspanError(
+                f"the task {task} has no prefix, and others have",
+                where="prefixes",
+                remedy=f"add it, or give the source one of the tasks {', '.join(self._prefix_ids)}",
+            )
         taken = len(self._prefix_ids[task]) + 2
         if longest <= taken:
             raise LongspanError(

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from longspan.data.plan import Plan, PlannedBatch
 from longspan.errors import LongspanError
 
@@ -38,6 +40,10 @@ class Loader(Generic[Batch]):
     def batch(self, step: int) -> Batch:
         """This process's batch of one step."""
         return self._collate(step, self._plan(step), self._part)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Which rows of its source this process's batch of one step is made of (int64)."""
+        return self._plan(step).rows[self._part]
 
     def __call__(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """Batches of steps `first_step` ... `last_step - 1`; an error in the thread is raised here."""

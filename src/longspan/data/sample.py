@@ -7,7 +7,7 @@ what is trained on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from longspan.data.dataset import Dataset
 from longspan.data.packing import PackedRows
 from longspan.data.plan import PlannedBatch, random_generator
 from longspan.text.packed import Packed
+from longspan.text.tasks import PREFIXES
 from longspan.text.tokenizer import Tokenizer
 
 _WHOLE = 2**40  # a cut that no text reaches
@@ -69,6 +70,7 @@ def sample_pairs(
     max_query_tokens: int = 2048,
     max_document_tokens: int = 2048,
     num_negatives: int = 7,
+    prefixes: Mapping[str, str] = PREFIXES,
 ) -> Iterator[SeenRow]:
     """Rows of every source of pairs, drawn at random.
 
@@ -78,6 +80,7 @@ def sample_pairs(
         seed: of the draw of rows and of negatives.
         max_query_tokens, max_document_tokens: where the sequences are cut (the paper trains at 2048, section 4.2.2).
         num_negatives: negatives to draw where the rows have so many, else as many as they all have.
+        prefixes: task -> text put before each of its texts; empty for a model that reads plain text.
 
     Raises:
         LongspanError: nothing of the kind is prepared there, a shard is torn, or a cut leaves no room for text.
@@ -92,6 +95,7 @@ def sample_pairs(
                 num_negatives=min(num_negatives, available),
                 max_query_tokens=query,
                 max_document_tokens=document,
+                prefixes=prefixes,
                 seed=seed,
             )(0, PlannedBatch(number, rows), _ALL)
             for query, document in ((max_query_tokens, max_document_tokens), (_WHOLE, _WHOLE))

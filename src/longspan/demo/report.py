@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from longspan.demo.stages import Done
 from longspan.files import write_json, write_text
+from longspan.stages import Done
 from longspan.train.run import environment
 
 RESULTS, RESULTS_TABLE = "results.json", "results.md"

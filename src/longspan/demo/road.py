@@ -25,18 +25,20 @@ from longspan.data.prepare import prepare
 from longspan.data.readers import read_rows
 from longspan.data.source import PairSource, TextSource
 from longspan.demo.collect import MAX_PAIRS, STANDARD, Sizes, collect
-from longspan.demo.stages import Stage
 from longspan.demo.teacher import load_teacher
 from longspan.embedder import Embedder
 from longspan.evaluate.bm25 import evaluate_bm25
 from longspan.evaluate.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval
-from longspan.export.sentence_transformers import publish
+from longspan.export.history import read_history
+from longspan.export.model_card import CardFacts
+from longspan.export.publish import publish
 from longspan.files import sha256_file, write_json_lines
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.progress import Bar, Bars
 from longspan.recipes.demo import demo_contrastive, demo_finetune, demo_mlm
 from longspan.search import Index, Passage
+from longspan.stages import Stage
 from longspan.text.tasks import PREFIXES, Task
 from longspan.text.tokenizer import Tokenizer
 from longspan.train.config import TrainConfig
@@ -233,7 +235,8 @@ class Road:
         return {"queries": len(held_out.queries), "documents": len(held_out.corpus), "models": rows}
 
     def publish(self) -> dict[str, Any]:
-        publish(Embedder.load(self.runs / "finetune"), self.published, card=CARD)
+        facts = CardFacts(history=read_history(self.runs / "finetune"), body=CARD)
+        publish(Embedder.load(self.runs / "finetune"), self.published, facts=facts)
         self._say(f"{self.published}")
         return {"folder": self.published.name, "model_sha256": sha256_file(self.published / "model.safetensors")}
 

@@ -123,11 +123,16 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each sequence."""
+    """Multi-head self-attention within each sequence.
+
+    Attributes:
+        kernel: what computes it, `model.attention.attention`.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.kernel = attention
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
@@ -136,7 +141,7 @@ class Attention(nn.Module):
         if rotation is not None:
             cos_TK, sin_TK = (table.to(q_THK.dtype) for table in rotation)
             q_THK, k_THK = rotate(q_THK, cos_TK, sin_TK), rotate(k_THK, cos_TK, sin_TK)
-        return self.out(attention(q_THK, k_THK, v_THK, packed).flatten(-2))
+        return self.out(self.kernel(q_THK, k_THK, v_THK, packed).flatten(-2))
 
 
 class GatedMLP(nn.Module):

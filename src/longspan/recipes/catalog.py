@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from longspan.config import explained
 from longspan.errors import LongspanError
+from longspan.recipes.ablated import ablated
+from longspan.recipes.adapt import adapt
 from longspan.recipes.contrastive import contrastive
 from longspan.recipes.demo import demo_contrastive, demo_finetune, demo_mlm
 from longspan.recipes.finetune import finetune
@@ -26,6 +28,8 @@ RECIPES: dict[str, Recipe] = {
     "mlm": mlm,
     "contrastive": contrastive,
     "finetune": finetune,
+    "ablated": ablated,
+    "adapt": adapt,
     "demo-mlm": demo_mlm,
     "demo-contrastive": demo_contrastive,
     "demo-finetune": demo_finetune,

@@ -10,7 +10,9 @@ from longspan.config import Config
 from longspan.model.config import EncoderConfig
 from longspan.objective.contrastive import ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig
+from longspan.text.tasks import PREFIXES
 from longspan.train.optim import OptimConfig
+from longspan.train.parallel import Engine
 from longspan.train.schedule import ScheduleConfig
 
 
@@ -37,12 +39,32 @@ class TrainConfig(Config):
     schedule: ScheduleConfig
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: matrices are multiplied in bfloat16 under autocast; weights, gradients and optimiser stay float32."""
+    parallel: Engine = "ddp"
+    """How several processes share the model: `ddp` (each has all of it), `zero2` or `zero3` (each has a shard; see
+    train/parallel.py). Changes nothing that is computed."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each block of the encoder, and compute the rest of it again on the way back: a third
+    more arithmetic for a fraction of the memory (Chen et al., 2016)."""
+    compile: bool = False
+    """Let torch.compile fuse what is between the matrix products of a block. Rounds a little differently."""
     seed: int = 0
     max_length: int = Field(default=8192, gt=0)
     """Longest text, in tokens, that the finished model reads."""
+    prefixes: dict[str, str] = Field(default_factory=lambda: dict(PREFIXES))
+    """Task -> text put before each of its texts; empty for a model that reads plain text, as many published ones do."""
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+    """So many of the newest stay, beside the best."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What to do where loss or gradient are not finite; either way the batch is saved and the step is not applied."""
+    max_skips: int = Field(default=10, gt=0)
+    """Stop after all when more steps than this were skipped one after another."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Evaluate after every so many steps, and after the last; None: only after the last, if there is an evaluator."""
+    best_metric: str | None = None
+    """The evaluated metric, `eval/NAME`, by which the best checkpoint is kept beside the newest ones."""
+    best_is: Literal["max", "min"] = "max"
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:

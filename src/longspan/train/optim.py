@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from pydantic import Field
 from torch import nn
 
 from longspan.config import Config
+from longspan.train.parallel import norms, own_part
 
 
 class OptimConfig(Config):
@@ -39,7 +42,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(model: nn.Module, clip_norm: float | None) -> float:
-    """Scale the gradient down to `clip_norm` if it is longer; return its norm before."""
-    norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf") if clip_norm is None else clip_norm)
-    return float(norm)
+class Gradient(NamedTuple):
+    """What is known of a whole gradient: its norm (before clipping), and the weights where it is zero or missing."""
+
+    norm: float
+    zero: list[str]
+
+
+def clip_gradients(model: nn.Module, clip_norm: float | None) -> Gradient:
+    """Scale the gradient down to `clip_norm` if it is longer; collective where the model is sharded."""
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {name: gradient for name, gradient in trained.items() if gradient is not None}
+    norm_by_weight = norms(list(gradients.values()))
+    norm = torch.linalg.vector_norm(norm_by_weight)
+    if clip_norm is not None:
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        own_parts = [own_part(gradient) for gradient in gradients.values()]
+        torch._foreach_mul_(own_parts, factor)  # pyright: ignore[reportPrivateImportUsage]
+    lengths = dict(zip(gradients, norm_by_weight.tolist(), strict=True))
+    return Gradient(float(norm), [name for name in trained if lengths.get(name, 0.0) == 0.0])

@@ -3,8 +3,10 @@
 tokenizer.json    the data's tokenizer
 checkpoints/      step-NNNNNNNN/, from step 0 on
 run.json          configuration, shape of the encoder, data fingerprint, number of steps; written last of the start
+lock              who works on the run (see train/lock.py)
 environment.jsonl one line per start and resume: code, versions, machine
 metrics.jsonl     one line per logged step
+bad-batches/      batches whose loss or gradient was not finite, for study (train/bad_batches.py)
 model/            the finished model, in the published layout
 finished.json     written last of all; from then on nothing in the directory changes
 
@@ -15,6 +17,7 @@ from is in its first checkpoint. A directory without one is what a killed start 
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -32,6 +35,7 @@ from longspan.errors import LongspanError
 from longspan.files import UNFINISHED, read_json, sweep_unfinished, write_json, write_text
 from longspan.model.config import EncoderConfig
 from longspan.train.config import TrainConfig
+from longspan.train.lock import LOCK
 
 RUN, FINISHED, ENVIRONMENT = "run.json", "finished.json", "environment.jsonl"
 TOKENIZER, CHECKPOINTS, FIRST_CHECKPOINT = "tokenizer.json", "checkpoints", "step-00000000"
@@ -47,6 +51,17 @@ class RunSettings(Config):
     """Of the prepared data."""
     total_steps: int = Field(gt=0)
     """Optimiser steps of the whole run."""
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint of this run belongs to, and is made with: plain JSON values without the time."""
+        made_with = environment()
+        del made_with["time"]
+        return {
+            "data": self.data_fingerprint,
+            "encoder": self.encoder.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"),
+            "environment": made_with,
+        }
 
 
 class Run:
@@ -94,12 +109,14 @@ class Run:
 
     def logged(self) -> list[dict[str, Any]]:
         """The logged steps, in order."""
+        if not self.metrics.is_file():
+            return []
         return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
 
-    def record_start(self, world_size: int, device: torch.device) -> None:
-        """Add a line to `environment.jsonl`."""
+    def record_start(self, facts: dict[str, Any]) -> None:
+        """Add a line to `environment.jsonl`: the environment and `facts` of this start."""
         with open(self.folder / ENVIRONMENT, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(environment() | {"processes": world_size, "device": str(device)}) + "\n")
+            stream.write(json.dumps(environment() | facts) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished; nothing may change after this."""
@@ -129,7 +146,7 @@ def refuse_occupied(folder: Path) -> None:
 def _of_a_killed_start(path: Path) -> bool:
     if path.name == CHECKPOINTS and path.is_dir():
         return all(_unfinished(inner) or inner.name == FIRST_CHECKPOINT for inner in path.iterdir())
-    return _unfinished(path) or path.name == TOKENIZER
+    return _unfinished(path) or path.name in (TOKENIZER, LOCK)
 
 
 def _unfinished(path: Path) -> bool:
@@ -159,6 +176,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def code_fingerprint() -> str:
     """Hex SHA-256 over the package's own source files."""
     root = Path(__file__).parents[1]

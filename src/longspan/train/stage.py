@@ -30,8 +30,8 @@ from longspan.model.pooling import PooledEncoder
 from longspan.model.published_config import model_type
 from longspan.objective.contrastive import Contrastive, ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
+from longspan.objective.temperature import TemperedEncoder
 from longspan.objective.world import World
-from longspan.text.tasks import PREFIXES
 from longspan.text.tokenizer import Tokenizer
 from longspan.train.config import TrainConfig
 
@@ -135,12 +135,19 @@ def _contrastive(
         max_query_tokens=settings.max_query_tokens,
         max_document_tokens=settings.max_document_tokens,
         max_document_tokens_of=settings.max_document_tokens_of,
+        prefixes=config.prefixes,
         seed=config.seed,
     )
     plan = pair_plan(dataset, config.batch_size, config.seed)
-    model = PooledEncoder(_encoder(config, tokenizer, shape), settings.pooling)
+    encoder = _encoder(config, tokenizer, shape)
+    settings.check_width(encoder.config.width)
     if shape is None and config.init is None:
-        initialize(model, config.seed)
+        initialize(encoder, config.seed)
+    model = (
+        TemperedEncoder(encoder, settings.pooling, settings.temperature)
+        if settings.learn_temperature
+        else PooledEncoder(encoder, settings.pooling)
+    )
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
@@ -187,7 +194,7 @@ def _first_masked_weights(model: MaskedLanguageModel, config: TrainConfig) -> No
 
 def _embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
     return EmbeddingConfig.parse(
-        {"pooling": pooling, "max_length": config.max_length, "prefixes": dict(PREFIXES)}, where=config.recipe
+        {"pooling": pooling, "max_length": config.max_length, "prefixes": config.prefixes}, where=config.recipe
     )
 
 

@@ -20,7 +20,7 @@ MARKERS = "stages"
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a road.
+    """One step of a longer work.
 
     Attributes:
         name: what its marker is called.
@@ -65,17 +65,28 @@ def run_stages(stages: list[Stage], folder: Path, console: Console) -> dict[str,
     return done
 
 
-def clear(folder: Path) -> None:
-    """Delete everything that a road left in `folder`.
+def refuse_foreign(folder: Path) -> None:
+    """Make sure that stages may write into a folder: it is empty, or stages have made it.
 
     Raises:
-        LongspanError: the folder does not look like one that a road made.
+        LongspanError: it holds something else.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MARKERS).is_dir():
-            raise LongspanError(
-                "this folder was not made by the demo", where=folder, remedy="choose another --out, or empty it by hand"
-            )
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKERS).is_dir():
+        raise LongspanError(
+            "this folder was made by something else",
+            where=folder,
+            remedy="choose another --out, or empty it by hand",
+        )
+
+
+def clear(folder: Path) -> None:
+    """Delete everything that stages left in `folder`.
+
+    Raises:
+        LongspanError: it holds something else.
+    """
+    refuse_foreign(folder)
+    if folder.is_dir():
         shutil.rmtree(folder)
 
 

@@ -1,0 +1,1 @@
+"""A finished model made better on one's own documents, and the proof of it."""

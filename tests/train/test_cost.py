@@ -1,0 +1,162 @@
+"""Operations and memory of a step: against the plain formulas, against counted tensors, and on real lengths."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longspan.data.dataset import Dataset
+from longspan.data.manifest import Lengths
+from longspan.model.config import EncoderConfig
+from longspan.model.encoder import Encoder, initialize
+from longspan.model.pooling import PooledEncoder
+from longspan.recipes.catalog import build_recipe
+from longspan.text.packed import Packed
+from longspan.train import cost
+from longspan.train.blocks import prepare_blocks
+from longspan.train.cost import (
+    LiveBytes,
+    TextLengths,
+    activation_bytes,
+    count_parameters,
+    largest_chunk,
+    memory,
+    operations,
+    pair_lengths,
+    workload,
+)
+from tests.train import tiny
+
+GIB = 2**30
+
+
+def test_the_published_models_parameters():
+    linear, total = count_parameters(EncoderConfig())
+    assert total == 136_731_648  # what mteb says of nomic-embed-text-v1
+    assert linear == 12 * (4 * 768**2 + 3 * 768 * 3072)
+
+
+@pytest.mark.parametrize(("length", "gigaflops"), [(128, 0.69), (512, 0.74), (2048, 0.91), (8192, 1.59)])
+def test_operations_of_a_trained_token(length, gigaflops):
+    # Model FLOPs as they are usually counted: 6 N + 12 L d s.
+    work = cost.Workload(num_steps=1, num_sequences=1, num_tokens=length, sum_of_squares=length**2, longest=length)
+    assert operations(EncoderConfig(), work).total / length / 1e9 == pytest.approx(gigaflops, abs=0.005)
+    again = operations(EncoderConfig(), work.model_copy(update={"num_forwards": 2}))
+    assert again.total == pytest.approx(operations(EncoderConfig(), work).total * 4 / 3)
+
+
+def test_the_papers_masked_language_modelling():
+    config = build_recipe("mlm", "data", None, {})
+    work = workload(config, {}, 0)
+    assert (work.num_steps, work.num_tokens) == (100_000, 4096 * 2048)
+    # 0.91 GFLOP a token, and the output layer for three tokens of ten.
+    head = 6 * (768 * 768 + 768 * 30528) * 0.3
+    assert operations(EncoderConfig(), work).total / work.num_tokens == pytest.approx(0.906e9 + head, rel=1e-3)
+
+
+def test_steps_come_from_rows_unless_they_are_given():
+    config = build_recipe("contrastive", "data", None, {})
+    texts = {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}
+    assert workload(config, texts, 234_553_344).num_steps == 14_316
+    assert workload(config.model_copy(update={"max_steps": 7}), texts, 234_553_344).num_steps == 7
+
+
+def test_negatives_are_documents_too():
+    config = build_recipe("finetune", "data", None, {})
+    texts = {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}
+    work = workload(config, texts, 256)
+    assert work.num_sequences == 256 * 9
+    assert work.num_tokens == 256 * (10 + 8 * 100)
+    assert work.sum_of_squares == 256 * (10**2 + 8 * 100**2)
+    own = workload(config, texts | {"negatives": TextLengths.equal(50)}, 256)
+    assert own.num_tokens == 256 * (10 + 100 + 7 * 50)
+
+
+def test_live_bytes_are_those_of_the_tensors_that_are_there():
+    weight = torch.ones(1000)
+    with LiveBytes() as live:
+        first = weight * 2
+        second = first + first
+        view = second[:10]
+        del first
+        third = view * 2
+        del second, view
+        fourth = third + 1
+    del third, fourth
+    assert live.peak == 2 * 4000, "two large ones together; views and what came in do not count"
+
+
+@pytest.mark.parametrize(("precision", "checkpointed"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_memory_of_a_chunk_is_what_a_deeper_encoder_then_needs(precision, checkpointed):
+    shape = EncoderConfig(vocab_size=64, width=64, num_heads=2, num_layers=4, inner_width=96)
+    tokens = 2048
+    encoder = Encoder(shape)
+    initialize(encoder, 0)
+    prepare_blocks(PooledEncoder(encoder, "mean"), compiled=False, checkpointed=checkpointed)
+    packed = Packed.of([np.zeros(128, dtype=np.int64)] * (tokens // 128))
+    encoder(packed).sum().backward()  # gradients are there from now on
+    with LiveBytes() as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        encoder(packed).sum().backward()
+    assert tokens * activation_bytes(shape, precision, checkpointed=checkpointed) == pytest.approx(live.peak, rel=0.05)
+
+
+def test_memory_by_part_and_the_largest_chunk_that_fits():
+    config = build_recipe("contrastive", "data", None, {"objective.chunk_tokens": "4096"})
+    shape = EncoderConfig(width=64, num_heads=2, num_layers=2, inner_width=96)
+    texts = {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}
+    work = workload(config, texts, 16_384)
+    parts = memory(config, shape, work, 8)
+    linear, total = count_parameters(shape)
+    assert (parts.weights, parts.gradients, parts.optimizer) == (4 * total, 4 * total, 8 * total)
+    assert parts.weights_bf16 == 2 * linear
+    own, of_all = 16_384 * 2 / 8, 16_384 * 2
+    assert parts.vectors == 2 * 4 * 64 * (own + of_all)
+    chunk = largest_chunk(config, shape, work, 8, 2 * GIB)
+    fitting = memory(config.replace({"objective.chunk_tokens": str(chunk)}, where="-"), shape, work, 8)
+    assert fitting.total <= 2 * GIB * cost.ALLOCATOR_SHARE
+    assert largest_chunk(config, shape, work, 8, 1) == 0
+
+
+def test_what_is_shared_among_devices_takes_a_part_of_each():
+    config = build_recipe("contrastive", "data", None, {})
+    shape = EncoderConfig(width=64, num_heads=2, num_layers=2, inner_width=96)
+    work = workload(config, {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}, 16_384)
+    by_engine = {
+        engine: memory(config.model_copy(update={"parallel": engine}), shape, work, 8)
+        for engine in ("ddp", "zero2", "zero3")
+    }
+    assert by_engine["zero2"].optimizer == by_engine["zero3"].optimizer == by_engine["ddp"].optimizer / 8
+    assert by_engine["zero3"].weights < by_engine["ddp"].weights < by_engine["zero2"].weights
+    assert len({parts.gradients for parts in by_engine.values()}) == 1
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=50), st.integers(16, 4096))
+@settings(max_examples=60, deadline=None)
+def test_lengths_from_a_histogram_are_close_to_the_true_ones(lengths, cut):
+    of = np.array(lengths)
+    mean, square, longest = cost._as_read(Lengths.of(of), cut)
+    read = np.minimum(of + cost.SPECIAL_TOKENS + cost.PREFIX_TOKENS, cut)
+    assert longest == read.max()
+    # A bin is at most twice as wide as it begins, so no text is off by more than that, nor is any mean.
+    assert read.mean() / 2 <= mean <= read.mean() * 2
+    assert (read**2.0).mean() / 4 <= square <= (read**2.0).mean() * 4
+    if cut > of.max() + 6:
+        assert mean == pytest.approx(read.mean()), "without a cut, the mean is the one that was counted"
+
+
+def test_lengths_of_prepared_pairs(tmp_path):
+    data = tiny.prepare_pairs(tmp_path)
+    config = tiny.contrastive_config(
+        data, **{"objective.max_query_tokens": "64", "objective.max_document_tokens": "64"}
+    )
+    texts, rows = pair_lengths(data, config)
+    dataset = Dataset(data, "pairs")
+    assert rows == sum(source.manifest.num_rows for source in dataset.sources)
+    extra = cost.SPECIAL_TOKENS + cost.PREFIX_TOKENS
+    for column in ("query", "document"):
+        true = np.concatenate([source.ids(column).lengths() for source in dataset.sources]).mean() + extra
+        assert texts[column].mean == pytest.approx(true, rel=0.02)
+    one, fewer = pair_lengths(data, config.model_copy(update={"sources": ("first",)}))
+    assert fewer == rows / 2
+    assert set(one) == set(texts)
