@@ -4,6 +4,10 @@ Each candidate runs in a process of its own, so that its peak of memory is its o
 the open file of pairs to the written file of negatives, embedding included; the loading of libraries and of the model
 is left out. sentence-transformers runs at several batch sizes, with FAISS and without, and its best counts.
 
+Beside it stands the floor: the time that the encoder's matrix products alone would take at the rate of this machine's
+float32 products, on the distinct texts without padding. No float32 program is faster, so that the peer's time over it
+bounds every ratio. longspan also runs with the teacher in int8, to tell what that gives and how many candidates change.
+
     python -m benchmarks.mining [--pairs FILE] [--rows N]     docstrings of the installed packages, or these pairs
     python -m benchmarks.mining --large N                     N x N top-20 of synthetic vectors, through the index
 """
@@ -25,12 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import write_record
+from benchmarks.record import gemm_rate, write_record
+from longspan.model.inference import Precision
 
 ROUNDS = 2
 ROWS = 4000
 NUM_NEGATIVES = 20
-OTHERS = ("st-8", "st-32", "st-128", "st-32-faiss")
+OURS, OURS_INT8 = "longspan", "longspan-int8"
+OTHERS = ("st-8", "st-16", "st-32", "st-16-faiss")
 """sentence-transformers, its batch size, and whether FAISS searches."""
 TIE = 1e-5
 """Scores nearer than this may stand in either order: both sides round."""
@@ -60,19 +66,29 @@ def main() -> None:
 
 def _beside_sentence_transformers(folder: Path, pairs: Path | None, num_rows: int, num_rounds: int) -> dict[str, Any]:
     _write_pairs(folder, pairs, num_rows)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("longspan", *OTHERS)}
-    for number, (name, measured) in itertools.product(range(num_rounds), runs.items()):
-        measured.append(_run(name, str(folder), str(folder / f"{name}-{number}.jsonl")))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in (OURS, OURS_INT8, *OTHERS)}
+    floors = []
+    for number in range(num_rounds):
+        floors.append(_run("floor", str(folder), ""))
+        for name, measured in runs.items():
+            measured.append(_run(name, str(folder), str(folder / f"{name}-{number}.jsonl")))
     best = min(OTHERS, key=lambda name: statistics.median(run["seconds"] for run in runs[name]))
-    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(runs["longspan"], runs[best], strict=True)]
+
+    def ratios(ours: list[dict[str, Any]]) -> list[float]:
+        return [round(theirs["seconds"] / one["seconds"], 2) for one, theirs in zip(ours, runs[best], strict=True)]
+
     return {
         "pairs": str(pairs.name) if pairs else "docstrings of the installed packages",
         "rows": num_rows,
         "runs": runs,
         "best_other": best,
-        "ratio_to_best_other": [round(ratio, 2) for ratio in ratios],
+        "ratio_to_best_other": ratios(runs[OURS]),
+        "ratio_int8": ratios(runs[OURS_INT8]),
+        "floor": floors,
+        "ratio_that_float32_cannot_exceed": ratios(floors),
         "peak_mb": {name: max(run["peak_mb"] for run in measured) for name, measured in runs.items()},
-        "candidates": _differences(folder / "longspan-0.jsonl", folder / f"{best}-0.jsonl"),
+        "candidates": _differences(folder / f"{OURS}-0.jsonl", folder / f"{best}-0.jsonl"),
+        "candidates_int8": _differences(folder / f"{OURS_INT8}-0.jsonl", folder / f"{OURS}-0.jsonl"),
     }
 
 
@@ -94,11 +110,12 @@ def _differences(ours: Path, theirs: Path) -> dict[str, Any]:
     found = [
         {row["query"]: row for row in map(json.loads, file.read_text("utf-8").splitlines())} for file in (ours, theirs)
     ]
-    equal, ties, other, largest = 0, 0, 0, 0.0
+    equal, ties, other, shared, largest = 0, 0, 0, 0, 0.0
     for query, their_row in found[1].items():
         our_row = found[0][query]
         gap = max(abs(a - b) for a, b in zip(our_row["scores"], their_row["scores"], strict=True))
         largest = max(largest, gap)
+        shared += len(set(our_row["negatives"]) & set(their_row["negatives"]))
         if our_row["negatives"] == their_row["negatives"]:
             equal += 1
         elif gap < TIE:
@@ -110,6 +127,7 @@ def _differences(ours: Path, theirs: Path) -> dict[str, Any]:
         "equal": equal,
         "equal_but_for_ties": ties,
         "different": other,
+        "negatives_shared": round(shared / sum(len(row["negatives"]) for row in found[1].values()), 4),
         "largest_gap": largest,
     }
 
@@ -124,13 +142,36 @@ def _worker(name: str, folder: str, out: str) -> dict[str, Any]:
     if name == "large":
         return _large(Path(folder), int(out))
     file = Path(folder) / "pairs.jsonl"
-    if name == "longspan":
-        return _longspan(file, Path(out))
+    if name == "floor":
+        return _floor(file)
+    if name in (OURS, OURS_INT8):
+        return _longspan(file, Path(out), "int8" if name == OURS_INT8 else "float32")
     _, size, *faiss = name.split("-")
     return _sentence_transformers(file, Path(out), int(size), bool(faiss))
 
 
-def _longspan(file: Path, out: Path) -> dict[str, Any]:
+def _floor(file: Path) -> dict[str, Any]:
+    """Seconds of the encoder's matrix products alone on the distinct texts, at the rate of large products here."""
+    from longspan.demo.teacher import load_teacher
+    from longspan.train.cost import count_parameters
+
+    teacher = load_teacher()
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    texts = [text for name in ("query", "document") for text in dict.fromkeys(row[name] for row in rows)]
+    lengths_N = np.array(teacher.num_tokens(texts)).clip(max=teacher.config.max_length)
+    shape = teacher.model.encoder.config
+    linear, _ = count_parameters(shape)
+    flops = float(2 * linear * lengths_N.sum() + 4 * shape.num_layers * shape.width * (lengths_N**2).sum())
+    rate = gemm_rate(seconds=3)
+    return {
+        "tokens": int(lengths_N.sum()),
+        "teraflops": round(flops / 1e12, 3),
+        "gemm_gflops_fp32": round(rate, 1),
+        "seconds": round(flops / rate / 1e9, 2),
+    }
+
+
+def _longspan(file: Path, out: Path, precision: Precision) -> dict[str, Any]:
     from longspan.curate.consistency import Teacher
     from longspan.curate.mining import mine_source
     from longspan.curate.negatives import Mining
@@ -138,7 +179,7 @@ def _longspan(file: Path, out: Path) -> dict[str, Any]:
     from longspan.demo.teacher import teacher_folder
     from longspan.embedder import Embedder
 
-    embedder = Embedder.load(teacher_folder(), device="cpu")
+    embedder = Embedder.load(teacher_folder(), device="cpu", precision=precision)
     spent: dict[str, float] = {}
     began = last = time.perf_counter()
     doing = "reading"
@@ -172,7 +213,7 @@ def _sentence_transformers(file: Path, out: Path, batch_size: int, use_faiss: bo
         setattr(model, name, _timed(getattr(model, name), spent))
     began = time.perf_counter()
     pairs = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    mined = mine_hard_negatives(
+    mined: Any = mine_hard_negatives(
         Dataset.from_list(pairs),
         model,
         num_negatives=NUM_NEGATIVES,

@@ -90,8 +90,12 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def show(self, what: str, done: int, total: int) -> None:
-        """So much of `what` is done; a new name ends the bar before. Nothing is shown while the total is not known."""
+    def show(self, what: str, done: int, total: int, throughput: str | None = None) -> None:
+        """So much of `what` is done; a new name ends the bar before. Nothing is shown while the total is not known.
+
+        Args:
+            throughput: shown instead of how much is done in a second.
+        """
         if not total:
             return
         if what != self._what:
@@ -100,5 +104,5 @@ class Bars:
             self._began = time.monotonic()
             self._bar = self._open.enter_context(Bar(f"{self._name}: {what}", total, console=self._console))
         rate = done / max(time.monotonic() - self._began, 1e-9)
-        self._bar.advance(done - self._done, f"{rate:,.0f}/s")
+        self._bar.advance(done - self._done, throughput or f"{rate:,.0f}/s")
         self._done = done

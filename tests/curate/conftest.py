@@ -1,6 +1,7 @@
 """A teacher without a model: a text's vector is a function of its words, quick and exact."""
 
 import hashlib
+import json
 import re
 
 import numpy as np
@@ -23,7 +24,7 @@ class WordsEmbedder:
         self.embedded: list[tuple[str, str | None, int | None]] = []
         self.calls_left: int | None = None
 
-    def embed(self, texts, *, task=None, max_length=None, truncate=False, progress=None, on_cut=None):
+    def embed(self, texts, *, task=None, max_length=None, truncate=False, progress=None, on_cut=None, on_tokens=None):
         if self.calls_left is not None:
             if not self.calls_left:
                 raise KeyboardInterrupt
@@ -31,6 +32,8 @@ class WordsEmbedder:
         if not truncate:
             raise LongspanError("a store cuts long texts", where="-", remedy="-")
         self.embedded += [(text, task, max_length) for text in texts]
+        if on_tokens is not None:
+            on_tokens(sum(len(text.split()) for text in texts))
         return np.stack([self.vector(text, task, max_length) for text in texts])
 
     def vector(self, text, task=None, max_length=None) -> np.ndarray:
@@ -46,7 +49,22 @@ def _random(text: str) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=WordsEmbedder.dim)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_embedder():
     """Makes `WordsEmbedder`s."""
     return WordsEmbedder
+
+
+@pytest.fixture
+def word_pairs(tmp_path) -> str:
+    """A file of 30 pairs in the words of the small models; some queries and documents stand in several."""
+    words = "the quick brown fox jumps over lazy dogs".split()
+    rows = [
+        {
+            "query": " ".join(words[n % 7 : n % 7 + n // 7 + 1]),
+            "document": " ".join(words[-(n % 6) - 1 :] * (n % 4 + 1)),
+        }
+        for n in range(30)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "pairs.jsonl")

@@ -1,5 +1,6 @@
 """The filter keeps a pair if its own document is found, and judges every pair once. Axes: N pairs, D width."""
 
+import importlib.util
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from longspan.curate.consistency import (
     PairVectors,
     Rule,
     Sample,
+    Searching,
     agreement,
     check_sizes,
     equal_threshold,
@@ -128,11 +130,34 @@ def test_finished_blocks_are_not_judged_again(tmp_path, monkeypatch):
     monkeypatch.setattr(consistency, "rank_of", rank_of)
     with pytest.raises(KeyboardInterrupt):
         judge(vectors, sample_size=12, blocks=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*.npy"))) == 3
     monkeypatch.setattr(consistency, "rank_of", lambda *a, **b: judged.append(len(a[0])) or original(*a, **b))
     got = judge(vectors, sample_size=12, blocks=tmp_path)
     assert sum(judged) == 23, "no pair twice"
     np.testing.assert_array_equal(got, judge(vectors, sample_size=12))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="needs faiss-cpu")
+def test_an_index_keeps_every_pair_that_exact_search_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(consistency, "QUERIES_PER_BLOCK", 1000)
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(60, 16))[generator.integers(60, size=3000)]
+    both = [directions + generator.normal(size=directions.shape) * spread for spread in (0.3, 0.4)]
+    queries_ND, documents_ND = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in both)
+    vectors, searches = PairVectors.of(queries_ND, documents_ND, [str(n) for n in range(3000)]), []
+    searching = Searching("approximate", target_recall=0.9, depth=10)
+    found_N = judge(vectors, searching=searching, blocks=tmp_path, on_search=searches.append)
+    exact_N = judge(vectors, searching=Searching("exact"), on_search=searches.append)
+    assert [search.exact for search in searches] == [False, True]
+    np.testing.assert_array_equal(found_N["score"], exact_N["score"])
+    known_N = exact_N["rank"].clip(max=10)
+    assert (found_N["rank"] <= known_N).all()
+    missed = int((known_N - found_N["rank"]).sum())
+    assert 0 < missed <= 3 * (1 - searches[0].recall) * known_N.sum(), "as many as the recall says, or so"
+    assert (found_N["rank"] == 10).any(), "known up to there"
+    monkeypatch.setattr(consistency.Searcher, "open", None)
+    np.testing.assert_array_equal(judge(vectors, blocks=tmp_path, on_search=searches.append), found_N)
+    assert searches[2] == searches[0], "told when nothing is left to do, too"
 
 
 @given(pairs(), st.integers(1, 5))

@@ -1,12 +1,13 @@
 """An explanation says what the filter saw: the same score, rank and rivals, and refuses what has changed since."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from longspan.curate.consistency import Rule, Teacher
+from longspan.curate.consistency import Rule, Searching, Teacher
 from longspan.curate.explain import explain, rows_with_query
 from longspan.curate.filtering import filter_source
 from longspan.data.source import PairSource
@@ -56,6 +57,20 @@ def test_the_verdict_is_a_sentence(tmp_path, filtered, make_embedder):
     source = PairSource.parse({"name": "pairs", "files": [str(tmp_path / "pairs.jsonl")]}, where="test")
     filter_source(source, Teacher(make_embedder()), filtered, rule=Rule(threshold=-1), sample_size=20)
     assert explain(filtered, dropped["row"]).verdict.startswith("kept: its score ")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="needs faiss-cpu")
+def test_of_a_rank_that_an_index_gave_it_says_how_far_it_looked(tmp_path, filtered, make_embedder):
+    source = PairSource.parse({"name": "pairs", "files": [str(tmp_path / "pairs.jsonl")]}, where="test")
+    searching = Searching("approximate", target_recall=0.01, depth=2)
+    report = filter_source(source, Teacher(make_embedder()), filtered, searching=searching)
+    assert report.facts["search"]["exact"] is False
+    assert report.facts["search"]["ranks_known_to"] == 2
+    last = [one.verdict for one in (explain(filtered, row) for row in (1, 2, 3, 4)) if one.rank == 2]
+    assert last
+    assert set(last) == {"dropped: its document is number 3 or later of 20 for this query, and the first 2 are kept"}
+    filter_source(source, Teacher(make_embedder()), filtered, searching=Searching("exact"))
+    assert "or later" not in explain(filtered, 2).verdict
 
 
 def test_rows_are_found_by_their_query(filtered):

@@ -1,14 +1,21 @@
 """Vectors are computed once per text, kept whole, and come back bit for bit."""
 
+import contextlib
+import itertools
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longspan.curate import vectors as module
+from longspan.curate.engine import LocalEngine
 from longspan.curate.vectors import VectorBlocks, VectorStore
 from longspan.errors import LongspanError
 from longspan.files import UNFINISHED
@@ -147,10 +154,58 @@ def test_a_block_that_a_person_deleted_is_computed_again(tmp_path, make_embedder
     embedder = make_embedder()
     np.testing.assert_array_equal(VectorStore(tmp_path, embedder, task=None).embed(TEXTS), expected)
     assert [text for text, _, _ in embedder.embedded] == TEXTS[4:8]
-    assert blocks(tmp_path) == ["block-000000", "block-000002", "block-000003"]
+    assert blocks(tmp_path) == ["block-000000", "block-000001", "block-000002"]
     again = make_embedder()
     np.testing.assert_array_equal(VectorStore(tmp_path, again, task=None).embed(TEXTS), expected)
     assert again.embedded == []
+
+
+class ShuffledEngine(LocalEngine):
+    """Blocks come back in some order, as from processes; after some of them it is killed."""
+
+    def __init__(self, embedder, random: Random, num_blocks: int | None = None) -> None:
+        super().__init__(embedder)
+        self._random, self._left = random, num_blocks
+
+    def _embed(self, blocks):
+        out, blocks = [], iter(blocks)
+        while out := out + list(itertools.islice(blocks, 3 - len(out))):
+            if self._left is not None:
+                if not self._left:
+                    raise KeyboardInterrupt
+                self._left -= 1
+            yield from super()._embed([out.pop(self._random.randrange(len(out)))])
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(0, 30), max_size=60),
+    st.lists(st.integers(0, 8), max_size=3),
+    st.randoms(use_true_random=False),
+)
+def test_in_whatever_order_blocks_come_and_however_often_it_is_killed(make_embedder, numbers, kills, random):
+    texts = [f"text {number}" for number in numbers]
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(module, "TEXTS_PER_BLOCK", 3)
+        patch.setattr(module, "_TEXTS_PER_LOOK", 5)
+        plain, killed = Path(folder) / "plain", Path(folder) / "killed"
+        expected = VectorStore(plain, make_embedder(), task=None).numbers(texts)
+        embedder = make_embedder()
+        for num_blocks in kills:
+            engine = ShuffledEngine(embedder, random, num_blocks)
+            with contextlib.suppress(KeyboardInterrupt):
+                VectorStore(killed, embedder, task=None, engine=engine).fill(texts)
+        store = VectorStore(killed, embedder, task=None, engine=ShuffledEngine(embedder, random))
+        done: list[int] = []
+        store.fill(iter(texts), done.append)
+        assert sum(done) == len(texts)
+        np.testing.assert_array_equal(store.numbers(texts), expected)
+        assert len(embedder.embedded) == len(set(texts)), "nothing twice"
+        assert contents(killed) == contents(plain)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("damage", ["vectors cut", "hashes cut", "vectors gone", "not numpy", "another width", "fewer"])

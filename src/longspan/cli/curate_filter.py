@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.cli.common import at_least_1, declare, load_embedder, usage_error
+from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 from longspan.errors import LongspanError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def add(steps: Any) -> None:
         "drop pairs whose document the teacher does not find",
         "  longspan curate filter pairs.jsonl --teacher all-MiniLM-L6-v2/ --out filtered\n"
         "  longspan curate filter sources.toml --teacher all-MiniLM-L6-v2/ --out filtered\n"
-        "  longspan curate filter pairs.jsonl --teacher all-MiniLM-L6-v2/ --threshold 0.4 --out filtered",
+        "  longspan curate filter pairs.jsonl --teacher all-MiniLM-L6-v2/ --threshold 0.4 --out filtered\n"
+        "  longspan curate filter pairs.jsonl --teacher gte-base/ --processes 8 --out filtered\n"
+        "  longspan curate filter sources.toml --teacher gte-base/ --engine ray --ray-address head:6379 --out filtered",
     )
     parser.add_argument("source", nargs="+", help="a .toml file of [[source]] tables, or one source's files of rows")
     parser.add_argument("--teacher", required=True, help="model that judges: folder or hub id")
@@ -33,6 +36,17 @@ def add(steps: Any) -> None:
     )
     parser.add_argument("--sample", type=int, default=1_000_000, help="pairs searched at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument("--exact", dest="search", action="store_const", const="exact", help="look at every document")
+    search.add_argument(
+        "--approximate",
+        dest="search",
+        action="store_const",
+        const="approximate",
+        help="search an index, and measure its recall (default: in a large sample, if FAISS is installed)",
+    )
+    parser.set_defaults(search="by size")
+    parser.add_argument("--recall", type=float, default=0.98, help="that an index is to reach (%(default)s)")
     parser.add_argument("--name", help="name of the source made of files (default: the first file's name)")
     parser.add_argument("--query", metavar="COLUMN", help="column of the query (query)")
     parser.add_argument("--document", metavar="COLUMN", help="column of the document (document)")
@@ -44,10 +58,11 @@ def add(steps: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the result and its report; of a .toml, a folder per source"
     )
+    add_engine(parser)
 
 
 def _filter(parsed: argparse.Namespace) -> None:
-    from longspan.curate.consistency import Rule, Teacher
+    from longspan.curate.consistency import Rule, Searching, Teacher
     from longspan.curate.filtering import KEPT, filter_source
     from longspan.curate.report import write_overview
     from longspan.progress import Bars
@@ -56,27 +71,31 @@ def _filter(parsed: argparse.Namespace) -> None:
     folders = [parsed.out / source.name if _is_list(parsed) else parsed.out for source in sources]
     embedder = load_embedder(parsed.teacher)
     reports = []
-    for source, folder in zip(sources, folders, strict=True):
-        with Bars(source.name) as bars:
-            report = filter_source(
-                source,
-                Teacher(
-                    embedder,
-                    parsed.query_task or source.query_task,
-                    parsed.document_task or source.document_task,
-                    parsed.max_length,
-                ),
-                folder,
-                rule=Rule(parsed.k, parsed.threshold),
-                sample_size=parsed.sample,
-                seed=parsed.seed,
-                cache=parsed.out / "vectors",
-                device=str(embedder.device),
-                progress=bars.show,
-            )
-        reports.append(report)
-        name = f"{source.name}: " if _is_list(parsed) else ""
-        print(f"{name}kept {report.facts['kept']:,} of {report.facts['pairs']:,} pairs: {folder / KEPT}")
+    with open_engine(parsed, embedder, "curate filter") as engine:
+        for source, folder in zip(sources, folders, strict=True):
+            with Bars(source.name) as bars:
+                report = filter_source(
+                    source,
+                    Teacher(
+                        embedder,
+                        parsed.query_task or source.query_task,
+                        parsed.document_task or source.document_task,
+                        parsed.max_length,
+                    ),
+                    folder,
+                    rule=Rule(parsed.k, parsed.threshold),
+                    sample_size=parsed.sample,
+                    seed=parsed.seed,
+                    searching=Searching(parsed.search, parsed.recall),
+                    cache=parsed.out / "vectors",
+                    engine=engine,
+                    device=str(embedder.device),
+                    progress=show_with(bars, engine),
+                )
+            reports.append(report)
+            name = f"{source.name}: " if _is_list(parsed) else ""
+            print(f"{name}kept {report.facts['kept']:,} of {report.facts['pairs']:,} pairs: {folder / KEPT}")
+        say_throughput(engine)
     if _is_list(parsed):
         write_overview(parsed.out, "filter", reports, SHOWN)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longspan.cli.common import declare, load_embedder, usage_error
+from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 
 
 def add(steps: Any) -> None:
@@ -18,6 +19,7 @@ def add(steps: Any) -> None:
         "  longspan curate mine filtered/kept.jsonl --teacher all-MiniLM-L6-v2/ --guard 0.95 --out mined\n"
         "  longspan curate mine pairs.jsonl --corpus wiki.jsonl --corpus-column text --teacher gte-base/ --out mined\n"
         "  longspan curate mine beir/nq --split train --teacher gte-base/ --out mined\n"
+        "  longspan curate mine pairs.jsonl --teacher gte-base/ --processes 8 --out mined\n"
         "  longspan curate mine nli.jsonl --random 7 --out mined",
     )
     parser.add_argument("files", nargs="+", help="files of pairs, or a folder in BEIR's or MTEB's form")
@@ -52,6 +54,7 @@ def add(steps: Any) -> None:
     parser.add_argument("--document-task", default="search_document", help="task of the documents (%(default)s)")
     parser.add_argument("--max-length", type=int, help="the teacher reads at most this many tokens of a text")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result and its report")
+    add_engine(parser)
 
 
 def _mine(parsed: argparse.Namespace) -> None:
@@ -76,15 +79,18 @@ def _mine(parsed: argparse.Namespace) -> None:
             report = draw_source(source, parsed.out, parsed.random, pool=pool, seed=parsed.seed, progress=bars.show)
         else:
             embedder = load_embedder(parsed.teacher)
-            report = mine_source(
-                source,
-                Teacher(embedder, parsed.query_task, parsed.document_task, parsed.max_length),
-                parsed.out,
-                config,
-                pool=pool,
-                reranker=cross_encoder(parsed.reranker, parsed.rerank_margin) if parsed.reranker else None,
-                device=str(embedder.device),
-                progress=bars.show,
-            )
+            with open_engine(parsed, embedder, "curate mine") as engine:
+                report = mine_source(
+                    source,
+                    Teacher(embedder, parsed.query_task, parsed.document_task, parsed.max_length),
+                    parsed.out,
+                    config,
+                    pool=pool,
+                    reranker=cross_encoder(parsed.reranker, parsed.rerank_margin) if parsed.reranker else None,
+                    engine=engine,
+                    device=str(embedder.device),
+                    progress=show_with(bars, engine),
+                )
+                say_throughput(engine)
     facts = report.facts
     print(f"{facts['mined']:,} of {facts['pairs']:,} pairs have negatives: {parsed.out / MINED}")

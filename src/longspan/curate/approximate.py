@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -70,6 +70,14 @@ class Search:
     def report(self) -> dict[str, Any]:
         """The attributes, for a report."""
         return asdict(self)
+
+
+class Rows(Protocol):
+    """Vectors of which some rows are read at a time: an array, or what reads them from elsewhere."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
 
 
 class Neighbours(NamedTuple):
@@ -147,7 +155,7 @@ class Searcher:
     @classmethod
     def open(
         cls,
-        queries_ND: np.ndarray,
+        queries_ND: Rows,
         documents_MD: np.ndarray,
         k: int,
         *,

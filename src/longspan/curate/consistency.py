@@ -14,21 +14,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from longspan.curate.approximate import TARGET_RECALL, Search, Searcher
 from longspan.curate.neighbours import Exclude, rank_of, score_pairs, top_k
 from longspan.data.plan import shuffled
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
-from longspan.files import atomic_path
+from longspan.files import atomic_path, read_json, write_json
 
 SAMPLE_SIZE = 1_000_000
 TOP_K = 2
 
 QUERIES_PER_BLOCK = 2**14
 """Pairs ranked and saved at a time: what a kill costs at most."""
+
+DEPTH = 20
+"""Neighbours that an index looks for at least: ranks are known up to there."""
+
+INDEX, SEARCH = ".faiss", ".json"
+"""Of a sample, beside its finished blocks: its index, and how it is searched."""
 
 JUDGED = np.dtype([("rank", np.int32), ("score", np.float32)])
 """What is known of a judged pair: how many distinct documents of its sample score above its own, and its own score."""
@@ -43,6 +50,26 @@ class Teacher:
     document_task: str = "search_document"
     max_length: int | None = None
     """Texts are cut here, in tokens; None: at the model's own limit."""
+
+
+@dataclass(frozen=True)
+class Searching:
+    """How a pair's own document is looked for.
+
+    Attributes:
+        way: look at every document of a sample, or use an index (by size: see `nearest`).
+        target_recall: the part of the true neighbours that an index is to find.
+        depth: neighbours that an index looks for. A rank that it gives is at most this, which then means "at least".
+    """
+
+    way: Literal["by size", "exact", "approximate"] = "by size"
+    target_recall: float = TARGET_RECALL
+    depth: int = DEPTH
+
+    @property
+    def exact(self) -> bool | None:
+        """As `Searcher.open` understands it."""
+        return {"by size": None, "exact": True, "approximate": False}[self.way]
 
 
 @dataclass(frozen=True)
@@ -115,19 +142,26 @@ def judge(
     *,
     sample_size: int = SAMPLE_SIZE,
     seed: int = 0,
+    searching: Searching | None = None,
     device: str = "cpu",
     into: np.ndarray | None = None,
     blocks: Path | None = None,
+    on_search: Callable[[Search], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Rank every pair's own document among the documents of its sample.
 
-    Memory is the document vectors of one sample, and a block of queries.
+    Memory is the document vectors of one sample, their index where there is one, and a block of queries.
+
+    An index can miss documents that score above a pair's own, never invent one: a rank that it gives is at most the
+    true one, so that every pair that an exact search keeps is kept.
 
     Args:
         sample_size: most pairs in a sample.
+        searching: how (default: exactly in samples of usual size, see `Searching`).
         into: (N,) of `JUDGED`, where the result goes, such as a memory map; None: a new array.
         blocks: a folder of finished blocks: those that are there are read, the others are computed and put there.
+        on_search: told how each sample was searched.
         progress: called with the number of pairs judged since the last call; N in all.
 
     Returns:
@@ -137,36 +171,90 @@ def judge(
         LongspanError: no pairs, or a `sample_size` in which nothing could be found out.
     """
     check_sizes(len(vectors), 1, sample_size)
+    searching = searching or Searching()
     judged_N = np.empty(len(vectors), dtype=JUDGED) if into is None else into
     for number in range(num_samples(len(vectors), sample_size)):
         sample = Sample.draw(number, vectors, sample_size, seed)
-        documents_MD = None
+        name = None if blocks is None else blocks / f"sample-{number:05d}"
+        opened = None
         for start in range(0, len(sample.pairs_R), QUERIES_PER_BLOCK):
             part = slice(start, start + QUERIES_PER_BLOCK)
-            path = None if blocks is None else blocks / f"sample-{number:05d}-{start:09d}.npy"
+            path = None if name is None else name.with_name(f"{name.name}-{start:09d}.npy")
             if path is not None and path.is_file():
                 block = np.load(path)
             else:
-                if documents_MD is None:
-                    documents_MD = vectors.take_documents(sample.documents_M)
-                block = _judge_block(vectors, sample, documents_MD, part, device)
+                if opened is None:
+                    opened = _Opened.of(vectors, sample, searching, device, name)
+                block = opened.judge(part)
                 if path is not None:
                     _save(path, block)
             judged_N[sample.pairs_R[part]] = block
             if progress is not None:
                 progress(len(block))
+        if on_search is not None:
+            on_search(opened.searcher.search if opened else _known_search(name))
     return judged_N
 
 
-def _judge_block(
-    vectors: PairVectors, sample: Sample, documents_MD: np.ndarray, part: slice, device: str
-) -> np.ndarray:
-    queries_RD = vectors.take_queries(vectors.query_N[sample.pairs_R[part]])
-    own_R = sample.own_R[part]
-    block = np.empty(len(own_R), dtype=JUDGED)
-    block["rank"] = rank_of(queries_RD, documents_MD, own_R, device=device)
-    block["score"] = score_pairs(queries_RD, documents_MD, own_R[:, None], device=device)[:, 0]
-    return block
+@dataclass(frozen=True)
+class _Opened:
+    """A sample that is being judged: its documents' vectors, and how they are searched."""
+
+    vectors: PairVectors
+    sample: Sample
+    depth: int
+    device: str
+    documents_MD: np.ndarray
+    searcher: Searcher
+
+    @classmethod
+    def of(cls, vectors: PairVectors, sample: Sample, searching: Searching, device: str, name: Path | None) -> _Opened:
+        documents_MD = vectors.take_documents(sample.documents_M)
+        searcher = Searcher.open(
+            _Queries(vectors, sample),
+            documents_MD,
+            searching.depth,
+            exact=searching.exact,
+            target_recall=searching.target_recall,
+            device=device,
+            index_file=None if name is None else name.with_suffix(INDEX),
+        )
+        if name is not None:
+            write_json(name.with_suffix(SEARCH), searcher.search.report())
+        return cls(vectors, sample, searching.depth, device, documents_MD, searcher)
+
+    def judge(self, part: slice) -> np.ndarray:
+        """Rank and score of some of the sample's pairs."""
+        queries_RD = self.vectors.take_queries(self.vectors.query_N[self.sample.pairs_R[part]])
+        own_R = self.sample.own_R[part]
+        block = np.empty(len(own_R), dtype=JUDGED)
+        block["score"] = score_pairs(queries_RD, self.documents_MD, own_R[:, None], device=self.device)[:, 0]
+        if self.searcher.search.exact:
+            block["rank"] = rank_of(queries_RD, self.documents_MD, own_R, device=self.device)
+        else:
+            scores_RK, _ = self.searcher.find(queries_RD, self.depth)
+            block["rank"] = (scores_RK > block["score"][:, None]).sum(axis=1)
+        return block
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a sample, read when they are needed."""
+
+    vectors: PairVectors
+    sample: Sample
+
+    def __len__(self) -> int:
+        return len(self.sample.pairs_R)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors.take_queries(self.vectors.query_N[self.sample.pairs_R[rows]])
+
+
+def _known_search(name: Path | None) -> Search:
+    """How a sample was searched whose blocks were all there."""
+    assert name is not None  # without a folder nothing is there
+    return Search(**read_json(name.with_suffix(SEARCH), remedy="delete the folder of unfinished ranks"))
 
 
 def _save(path: Path, block: np.ndarray) -> None:

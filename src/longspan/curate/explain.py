@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from longspan.curate.consistency import PairVectors, Rule, Sample, nearest_wrong, num_samples, sample_pairs
-from longspan.curate.filtering import NUMBERS, RANKS, WORK, State, open_vectors, read_array, read_state
+from longspan.curate.filtering import (
+    NUMBERS,
+    RANKS,
+    WORK,
+    State,
+    known_ranks,
+    open_vectors,
+    read_array,
+    read_searches,
+    read_state,
+)
 from longspan.curate.pairs import Pair, PairReader
 from longspan.curate.report import Other
 from longspan.curate.rows import REPORT
@@ -32,6 +42,7 @@ class Explanation:
         num_documents: distinct documents that it was judged among.
         nearest: the other documents nearest to the query, best first.
         kept: whether the pair was kept, by `rule`.
+        ranks_known_to: up to which rank the filter's index looked; None: at all documents.
     """
 
     source: str
@@ -44,6 +55,7 @@ class Explanation:
     rule: Rule
     kept: bool
     nearest: tuple[Other, ...]
+    ranks_known_to: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -52,7 +64,8 @@ class Explanation:
         if self.rule.threshold is not None:
             side = "at or above" if self.kept else "below"
             return f"{word}: its score {self.score:.4f} is {side} the threshold {self.rule.threshold:g}"
-        place = f"is number {self.rank + 1:,} of {self.num_documents:,} for this query"
+        later = " or later" if self.rank == self.ranks_known_to else ""
+        place = f"is number {self.rank + 1:,}{later} of {self.num_documents:,} for this query"
         return f"{word}: its document {place}, and the first {self.rule.k:,} are kept"
 
 
@@ -86,6 +99,7 @@ def explain(out: Path, row: int, *, num_shown: int = NUM_SHOWN) -> Explanation:
         rule=rule,
         kept=bool(rule.keeps(judged)),
         nearest=tuple(Other(texts[other].document, score, other + 1) for score, other in found),
+        ranks_known_to=known_ranks(state, read_searches(out)),
     )
 
 

@@ -15,17 +15,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from longspan.config import Config
+from longspan.curate.approximate import EXACT_DOCUMENTS, Search
 from longspan.curate.consistency import (
+    DEPTH,
     JUDGED,
     SAMPLE_SIZE,
     PairVectors,
     Rule,
     Sample,
+    Searching,
     Teacher,
     agreement,
     check_sizes,
@@ -34,6 +37,7 @@ from longspan.curate.consistency import (
     nearest_wrong,
     sample_pairs,
 )
+from longspan.curate.engine import Engine
 from longspan.curate.pairs import Pair, PairReader
 from longspan.curate.report import (
     NUM_EXAMPLES,
@@ -57,7 +61,9 @@ from longspan.progress import Tell, counted
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
 WORK = "judged"
 """Folder, beside the result, of what was found out about each pair."""
-STATE, NUMBERS, RANKS = "state.json", "numbers.npy", "ranks.npy"
+STATE, NUMBERS, RANKS, SEARCHES = "state.json", "numbers.npy", "ranks.npy", "searches.json"
+OF_A_SAMPLE = "sample-*"
+"""What `judge` keeps in `WORK` until all ranks are known."""
 CONSISTENCY = "consistency"
 """Key that a dropped row is given: its number in the source (`row`, from 1), `rank` and `score`."""
 
@@ -83,6 +89,10 @@ class State(Config):
     max_length: int | None
     sample_size: int
     seed: int
+    search: Literal["by size", "exact", "approximate"]
+    target_recall: float
+    depth: int
+    """Neighbours that an index looks for; 0 where there can be no index."""
     query_vectors: str
     """Folder of the store, relative to the result's."""
     document_vectors: str
@@ -102,7 +112,9 @@ def filter_source(
     rule: Rule | None = None,
     sample_size: int = SAMPLE_SIZE,
     seed: int = 0,
+    searching: Searching | None = None,
     cache: Path | None = None,
+    engine: Engine | None = None,
     device: str = "cpu",
     progress: Tell | None = None,
 ) -> Report:
@@ -113,7 +125,10 @@ def filter_source(
 
     Args:
         rule: which pairs are kept (default: the paper's, top 2).
+        searching: how documents are searched (default: exactly, but in large samples by an index, whose recall the
+            report tells). Its depth is raised to the rule's k.
         cache: where the teacher's vectors are kept for reuse (default: `out/vectors`).
+        engine: where they are computed (default: in this process).
         device: where vectors are compared: "cpu", or a CUDA device.
 
     Raises:
@@ -126,7 +141,9 @@ def filter_source(
     tell = _Teller(progress)
     fingerprint, num_pairs = reader.fingerprint(), sum(1 for _ in tell.each("counting", reader, 0))
     check_sizes(num_pairs, rule.k, sample_size)
-    stores = _Stores(teacher, cache or out / "vectors")
+    stores = _Stores(teacher, cache or out / "vectors", engine)
+    searching = searching or Searching()
+    searching = replace(searching, depth=max(searching.depth, rule.k))
     state = State(
         source=reader.source,
         num_pairs=num_pairs,
@@ -138,6 +155,9 @@ def filter_source(
         max_length=teacher.max_length,
         sample_size=sample_size,
         seed=seed,
+        search=searching.way,
+        target_recall=searching.target_recall,
+        depth=searching.depth if _may_use_index(searching, min(sample_size, num_pairs)) else 0,
         query_vectors=_relative(stores.queries.blocks.folder, out),
         document_vectors=_relative(stores.documents.blocks.folder, out),
         dim=teacher.embedder.dim,
@@ -151,7 +171,7 @@ def filter_source(
     _number(reader, num_pairs, stores, work / NUMBERS, tell)
     vectors = open_vectors(out, state)
     judged_N = _judged(vectors, state, work, device, tell)
-    report, wanted = _close_look(vectors, judged_N, rule, state, device)
+    report, wanted = _close_look(vectors, judged_N, rule, state, read_searches(out), device)
     finished = report(_write(reader, judged_N, rule, out, set(wanted), tell))
     write_report(out, finished)
     return finished
@@ -165,6 +185,21 @@ def read_state(out: Path) -> State:
     """
     remedy = "name the folder of a source that `longspan curate filter` has finished"
     return State.parse(read_json(out / WORK / STATE, remedy=remedy), where=out / WORK / STATE)
+
+
+def read_searches(out: Path) -> list[Search]:
+    """How each sample of a filtered source was searched.
+
+    Raises:
+        LongspanError: the filter has not been finished.
+    """
+    remedy = "run `longspan curate filter` again, to its end"
+    return [Search(**search) for search in read_json(out / WORK / SEARCHES, remedy=remedy)]
+
+
+def known_ranks(state: State, searches: list[Search]) -> int | None:
+    """Up to which rank the ranks are known; None: all are. A rank that is this means "at least"."""
+    return None if all(search.exact for search in searches) else state.depth
 
 
 def open_vectors(out: Path, state: State) -> PairVectors:
@@ -214,9 +249,10 @@ class _Teller:
 class _Stores:
     """The stores of both sides: one and the same where both are read for one task."""
 
-    def __init__(self, teacher: Teacher, cache: Path) -> None:
+    def __init__(self, teacher: Teacher, cache: Path, engine: Engine | None) -> None:
         tasks = dict.fromkeys((teacher.query_task, teacher.document_task))
-        opened = {t: VectorStore(cache, teacher.embedder, task=t, max_length=teacher.max_length) for t in tasks}
+        settings: dict[str, Any] = {"max_length": teacher.max_length, "engine": engine}
+        opened = {task: VectorStore(cache, teacher.embedder, task=task, **settings) for task in tasks}
         self.queries, self.documents = opened[teacher.query_task], opened[teacher.document_task]
 
 
@@ -234,6 +270,8 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 def _number(reader: PairReader, num_pairs: int, stores: _Stores, path: Path, tell: _Teller) -> None:
     """Embed all texts that are not yet, and write which vectors are each pair's: int64 (N, 2)."""
     advance = tell.counter("embedding", 2 * num_pairs)
+    stores.queries.fill((pair.query for pair in reader), advance)
+    stores.documents.fill((pair.document for pair in reader), advance)
     with atomic_path(path) as unfinished:
         numbers_N2 = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.int64, shape=(num_pairs, 2))
         start = 0
@@ -241,8 +279,8 @@ def _number(reader: PairReader, num_pairs: int, stores: _Stores, path: Path, tel
             if start + len(chunk) > num_pairs:
                 raise _changed(reader)
             part = slice(start, start + len(chunk))
-            numbers_N2[part, 0] = stores.queries.numbers([pair.query for pair in chunk], advance)
-            numbers_N2[part, 1] = stores.documents.numbers([pair.document for pair in chunk], advance)
+            numbers_N2[part, 0] = stores.queries.numbers([pair.query for pair in chunk])
+            numbers_N2[part, 1] = stores.documents.numbers([pair.document for pair in chunk])
             start += len(chunk)
         if start != num_pairs:
             raise _changed(reader)
@@ -256,23 +294,27 @@ def _judged(vectors: PairVectors, state: State, work: Path, device: str, tell: _
         advance = tell.counter("ranking", state.num_pairs)
         with atomic_path(path) as unfinished:
             judged_N = np.lib.format.open_memmap(unfinished, mode="w+", dtype=JUDGED, shape=(state.num_pairs,))
+            searches: list[Search] = []
             judge(
                 vectors,
                 sample_size=state.sample_size,
                 seed=state.seed,
+                searching=Searching(state.search, state.target_recall, state.depth or DEPTH),
                 device=device,
                 into=judged_N,
                 blocks=work,
+                on_search=searches.append,
                 progress=advance,
             )
             judged_N.flush()
-        for block in work.glob("sample-*.npy"):
-            block.unlink()
+            write_json(work / SEARCHES, [search.report() for search in searches])
+        for file in work.glob(OF_A_SAMPLE):
+            file.unlink()
     return read_array(path)
 
 
 def _close_look(
-    vectors: PairVectors, judged_N: np.ndarray, rule: Rule, state: State, device: str
+    vectors: PairVectors, judged_N: np.ndarray, rule: Rule, state: State, searches: list[Search], device: str
 ) -> tuple[Callable[[dict[int, Pair]], Report], list[int]]:
     """What the report will show: a function from texts to the report, and the pairs whose texts it needs."""
     sample = Sample.draw(0, vectors, state.sample_size, state.seed)
@@ -309,7 +351,7 @@ def _close_look(
 
     def report(texts: dict[int, Pair]) -> Report:
         return replace(
-            _numbers(judged_N, rule, state),
+            _numbers(judged_N, rule, state, searches),
             histograms=(
                 score_histogram(
                     "Score of the pair's own document, and of the best other one in the sample",
@@ -325,14 +367,17 @@ def _close_look(
     return report, [int(pair) for pair in wanted if pair >= 0]
 
 
-def _numbers(judged_N: np.ndarray, rule: Rule, state: State) -> Report:
+def _numbers(judged_N: np.ndarray, rule: Rule, state: State, searches: list[Search]) -> Report:
     """The report without pictures."""
     rank_N, score_N, num_kept = judged_N["rank"], judged_N["score"], int(rule.keeps(judged_N).sum())
     thresholds = [equal_threshold(judged_N, rule.k)]
     thresholds += [] if rule.threshold is None else [rule.threshold]
     agreements = [agreement(judged_N, rule.k, cut) for cut in thresholds if np.isfinite(cut)]
     kept_at = {str(top): float((rank_N < top).mean()) for top in TOPS}
-    bounds = [0, *(place for place in (*TOPS, 50, 100, 1000) if place < state.num_pairs), state.num_pairs]
+    known = known_ranks(state, searches)
+    last = state.num_pairs if known is None else known
+    places = sorted({*TOPS, 50, 100, 1000, last})
+    bounds = [0, *(place for place in places if place <= last and place < state.num_pairs), state.num_pairs]
     ranks = []
     for low, high in itertools.pairwise(bounds):
         count = int(((rank_N >= low) & (rank_N < high)).sum())
@@ -347,6 +392,7 @@ def _numbers(judged_N: np.ndarray, rule: Rule, state: State) -> Report:
         "threshold": rule.threshold,
         "sample_size": min(state.sample_size, state.num_pairs),
         "seed": state.seed,
+        "search": min(searches, key=lambda search: search.recall).report() | {"ranks_known_to": known},
         "teacher": state.teacher,
         "teacher_fingerprint": state.teacher_fingerprint,
         "teacher_max_length": state.max_length,
@@ -391,6 +437,10 @@ def _write(
     return texts
 
 
+def _may_use_index(searching: Searching, sample_size: int) -> bool:
+    return searching.way == "approximate" or (searching.way == "by size" and sample_size > EXACT_DOCUMENTS)
+
+
 def _is_of(path: Path, state: State) -> bool:
     if not path.is_file():
         return False
@@ -402,7 +452,7 @@ def _is_of(path: Path, state: State) -> bool:
 
 def _forget(out: Path) -> None:
     """Delete what was found out about other pairs, and the report, which an unfinished filter must not have."""
-    for path in (out / REPORT, out / WORK / RANKS, *(out / WORK).glob("sample-*.npy")):
+    for path in (out / REPORT, out / WORK / RANKS, *(out / WORK).glob(OF_A_SAMPLE)):
         if path.exists():
             path.unlink()
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from longspan.curate.approximate import Searcher
 from longspan.curate.consistency import Teacher
+from longspan.curate.engine import Engine
 from longspan.curate.negatives import Mining, Reranker, Texts, mine_negatives, random_negatives
 from longspan.curate.neighbours import Exclude, score_pairs
 from longspan.curate.pairs import PairReader
@@ -112,6 +113,7 @@ def mine_source(
     pool: Pool | None = None,
     reranker: Reranker | None = None,
     cache: Path | None = None,
+    engine: Engine | None = None,
     device: str = "cpu",
     progress: Tell | None = None,
 ) -> Report:
@@ -123,6 +125,7 @@ def mine_source(
     Args:
         pool: the source's, with another corpus than the source implies (see `read_pool`).
         cache: where the teacher's vectors are kept for reuse (default: `out/vectors`).
+        engine: where they are computed (default: in this process).
         device: where vectors are compared if the search is exact: "cpu", or a CUDA device.
         progress: told of "embedding", "searching" and "writing".
 
@@ -141,7 +144,7 @@ def mine_source(
     judge = [reranker.name, reranker.margin] if reranker else None
     asked = [teacher.query_task, teacher.document_task, teacher.max_length]
     _prepare(work, [pool.fingerprint(), teacher.embedder.fingerprint, asked, config.model_dump(mode="json"), judge])
-    queries_QD, corpus_MD = _vectors(pool, teacher, cache or out / "vectors", work, tell)
+    queries_QD, corpus_MD = _vectors(pool, teacher, cache or out / "vectors", work, engine, tell)
     searcher = Searcher.open(
         queries_QD,
         corpus_MD,
@@ -313,12 +316,14 @@ def _prepare(work: Path, depends_on: Any) -> None:
     sweep_unfinished(work)
 
 
-def _vectors(pool: Pool, teacher: Teacher, cache: Path, work: Path, tell: Tell) -> list[np.ndarray]:
+def _vectors(
+    pool: Pool, teacher: Teacher, cache: Path, work: Path, engine: Engine | None, tell: Tell
+) -> list[np.ndarray]:
     """queries_QD and corpus_MD, memory-mapped, each in one piece and in the pool's order."""
     advance, laid_out = counted(tell, "embedding", len(pool.queries) + len(pool.corpus)), []
     sides = (("queries", pool.queries, teacher.query_task), ("corpus", pool.corpus, teacher.document_task))
     for name, texts, task in sides:
-        store = VectorStore(cache, teacher.embedder, task=task, max_length=teacher.max_length)
+        store = VectorStore(cache, teacher.embedder, task=task, max_length=teacher.max_length, engine=engine)
         numbers = store.numbers(texts, advance)
         path = work / f"{name}.npy"
         if not path.is_file():

@@ -1,8 +1,9 @@
 """Vectors on disk, by text: computed once, in blocks, and used again wherever the same text comes back.
 
 A store belongs to one model, task and length (its folder's name is their fingerprint) and holds blocks of two files:
-the texts' hashes and their vectors. Blocks are whole or absent, so a killed run goes on after the last. In memory are
-24 bytes for each text of the store, and the memory maps of a few blocks.
+the texts' hashes and their vectors. Blocks are whole or absent, and which texts a block has depends on the order of the
+texts alone, so a killed run computes those that are missing, and leaves the same files as one that was not killed. In
+memory are 24 bytes for each text of the store, and the memory maps of a few blocks.
 
 Axes: N texts asked for, M distinct texts, D width.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from longspan.curate.engine import Block, Engine, LocalEngine
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, sha256_json, sweep_unfinished
@@ -27,6 +29,8 @@ TEXTS_PER_BLOCK = 1024
 OPEN_BLOCKS = 1024
 """Blocks whose memory maps stay open; a system allows a process some 65,000 maps."""
 
+_TEXTS_PER_LOOK = 4096
+"""Texts of a stream that are looked up at a time."""
 _HASH = np.dtype("S16")
 _BLOCK_SHIFT = 32
 """A vector's number is that of its block, shifted by so many bits, and its row there."""
@@ -99,19 +103,31 @@ class VectorStore:
     One process at a time may write to a store.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder, *, task: str | None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        embedder: Embedder,
+        *,
+        task: str | None,
+        max_length: int | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         """Open (or begin) the store of these settings under `folder`.
+
+        Args:
+            engine: where the embedder's vectors are computed (default: in this process).
 
         Raises:
             LongspanError: a block is torn.
         """
         key = sha256_json([embedder.fingerprint, task, max_length])[:16]
         self.blocks = VectorBlocks(folder / f"vectors-{key}", embedder.dim)
-        self._embedder, self._task, self._max_length = embedder, task, max_length
+        self._engine, self._task, self._max_length = engine or LocalEngine(embedder), task, max_length
         sweep_unfinished(self.blocks.folder)
         names = (path.name for path in self.blocks.folder.glob("block-[0-9]*"))
         numbers = sorted(int(name.removeprefix("block-")) for name in names)
-        self._next = numbers[-1] + 1 if numbers else 0  # not how many there are: a person may have deleted one
+        # The lowest numbers that are free: blocks get ready in any order, and a kill may have left gaps.
+        self._free = itertools.filterfalse(frozenset(numbers).__contains__, itertools.count())
         self._index = _Index()
         self._index.add_all([(self.blocks.hashes(number), number << _BLOCK_SHIFT) for number in numbers])
 
@@ -139,29 +155,66 @@ class VectorStore:
 
         Equal texts have equal numbers, and others different ones.
         """
-        hashes = [_hash(text) for text in texts]
-        numbers_N = self._index.find(hashes)
-        missing = {hashes[n]: texts[n] for n in np.flatnonzero(numbers_N < 0).tolist()}
-        if progress is not None:
-            progress(len(texts) - len(missing))
-        keys = list(missing)
-        for start in range(0, len(keys), TEXTS_PER_BLOCK):
-            part = keys[start : start + TEXTS_PER_BLOCK]
-            self._add(part, [missing[key] for key in part], on_cut)
-            if progress is not None:
-                progress(len(part))
-        return self._index.find(hashes) if missing else numbers_N
+        self.fill(texts, progress, on_cut)
+        return self._index.find([_hash(text) for text in texts])
 
-    def _add(self, keys: list[bytes], texts: list[str], on_cut: Callable[[int], None] | None) -> None:
-        vectors_MD = self._embedder.embed(
-            texts, task=self._task, max_length=self._max_length, truncate=True, on_cut=on_cut
-        )
-        with atomic_path(self.blocks.path(self._next)) as unfinished:
-            unfinished.mkdir()
-            np.save(unfinished / "hashes.npy", np.array(keys, dtype=_HASH))
-            np.save(unfinished / "vectors.npy", vectors_MD)
-        self._index.add(keys, self._next << _BLOCK_SHIFT)
-        self._next += 1
+    def fill(
+        self,
+        texts: Iterable[str],
+        progress: Callable[[int], None] | None = None,
+        on_cut: Callable[[int], None] | None = None,
+    ) -> None:
+        """Compute the vectors of a stream of texts that no earlier call has computed; `progress` as in `embed`."""
+        begun = _Begun()
+        for embedded in self._engine.embed(self._blocks(texts, begun, progress)):
+            keys = begun.blocks[embedded.number]
+            with atomic_path(self.blocks.path(embedded.number)) as unfinished:
+                unfinished.mkdir()
+                np.save(unfinished / "hashes.npy", np.array(keys, dtype=_HASH))
+                np.save(unfinished / "vectors.npy", embedded.vectors_MD)
+            self._index.add(keys, embedded.number << _BLOCK_SHIFT)
+            begun.end(embedded.number)
+            if on_cut is not None and embedded.num_cut:
+                on_cut(embedded.num_cut)
+            if progress is not None:
+                progress(len(keys))
+
+    def _blocks(self, texts: Iterable[str], begun: _Begun, progress: Callable[[int], None] | None) -> Iterator[Block]:
+        """The texts that have no vector yet, in blocks."""
+        waiting: dict[bytes, str] = {}
+        stream = iter(texts)
+        while part := list(itertools.islice(stream, _TEXTS_PER_LOOK)):
+            # A whole part before the next `yield`: during that, blocks come back, from `begun` to the index.
+            hashes, num_waiting = [_hash(text) for text in part], len(waiting)
+            for n in np.flatnonzero(self._index.find(hashes) < 0).tolist():
+                if hashes[n] not in begun.keys:
+                    waiting.setdefault(hashes[n], part[n])
+            if progress is not None:
+                progress(len(part) - (len(waiting) - num_waiting))
+            while len(waiting) >= TEXTS_PER_BLOCK:
+                yield self._block(waiting, begun)
+        if waiting:
+            yield self._block(waiting, begun)
+
+    def _block(self, waiting: dict[bytes, str], begun: _Begun) -> Block:
+        number, keys = next(self._free), list(itertools.islice(waiting, TEXTS_PER_BLOCK))
+        begun.add(number, keys)
+        return Block(number, [waiting.pop(key) for key in keys], self._task, self._max_length)
+
+
+class _Begun:
+    """Blocks that are being computed: the hashes of their texts, by their numbers and all together."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, list[bytes]] = {}
+        self.keys: set[bytes] = set()
+
+    def add(self, number: int, keys: list[bytes]) -> None:
+        self.blocks[number] = keys
+        self.keys.update(keys)
+
+    def end(self, number: int) -> None:
+        self.keys.difference_update(self.blocks.pop(number))
 
 
 class _Index:
