@@ -344,3 +344,18 @@ def test_all_minilm_gives_sentence_transformers_vectors(minilm):
 def test_pooled_encoder_is_what_runs(small_embedder):
     assert isinstance(small_embedder.model, PooledEncoder)
     assert not small_embedder.model.training
+
+
+def test_other_settings_share_the_weights_and_nothing_else(small_embedder):
+    raw = small_embedder.with_settings(normalize=False)
+    vector = raw.embed(["quick fox"], task="clustering")
+    assert np.linalg.norm(vector) != pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(
+        vector / np.linalg.norm(vector), small_embedder.embed(["quick fox"], task="clustering"), atol=1e-6
+    )
+    assert raw.model is small_embedder.model
+    assert raw.fingerprint != small_embedder.fingerprint
+    assert raw.with_settings(normalize=True).fingerprint == small_embedder.fingerprint
+    assert small_embedder.with_settings(normalize=True) is small_embedder
+    with pytest.raises(LongspanError, match="no setting 'normalise'"):
+        small_embedder.with_settings(normalise=False)

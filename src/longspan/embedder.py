@@ -8,14 +8,17 @@ Axes: N texts, B sequences of one batch, D width.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, sha256_json
@@ -57,7 +60,7 @@ class Embedder:
             LongspanError: the device cannot compute at this precision.
         """
         self.device = torch.device(device) if device is not None else _best_device()
-        self.precision = precision
+        self.precision: Precision = precision
         prepared = prepare_for_inference(encoder, precision, self.device)
         self.model = PooledEncoder(prepared, config.pooling).eval()
         self.tokenizer = tokenizer
@@ -109,6 +112,20 @@ class Embedder:
             )
         return self.model.encoder
 
+    def with_settings(self, **settings: Any) -> Embedder:
+        """The same weights under other `EmbeddingConfig` settings: `embedder.with_settings(normalize=False)`.
+
+        Raises:
+            LongspanError: there is no such setting, or it cannot have this value.
+        """
+        config = self.config.replace(settings, where=self.name).within(self.model.encoder.config)
+        if config == self.config:
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)  # it covers the settings
+        other.config = config
+        return other
+
     @property
     def dim(self) -> int:
         """Number of coordinates of a vector."""
@@ -143,6 +160,7 @@ class Embedder:
         tokens_per_batch: int | None = None,
         progress: Callable[[int], None] | None = None,
         on_cut: Callable[[int], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Vectors of texts, in their order.
 
@@ -157,6 +175,7 @@ class Embedder:
                 what suits the device.
             progress: called with the number of texts done since the last call.
             on_cut: called with the number of texts that `truncate` cut since the last call, where it cut any.
+            on_tokens: called with the number of tokens read since the last call.
 
         Returns:
             float32, (N, D) or (N, dim). A vector depends on its text and task, not on the other texts.
@@ -167,7 +186,7 @@ class Embedder:
         """
         if isinstance(texts, str):
             raise LongspanError("a single text was given", where="texts", remedy="pass a list: embed([text])")
-        self._check_dim(dim)
+        self.check_dim(dim)
         prefix = self._prefix(task)
         limit = self._limit(max_length)
         width = self.dim if dim is None else dim
@@ -175,14 +194,16 @@ class Embedder:
         vectors_ND = np.empty((len(texts), width), dtype=np.float32)
         for start in range(0, len(texts), TEXTS_PER_ROUND):
             part = texts[start : start + TEXTS_PER_ROUND]
-            sequences, num_cut = self._sequences(part, prefix, limit, truncate, first_index=start)
-            if num_cut and on_cut is not None:
-                on_cut(num_cut)
+            sequences, cut = self._sequences(part, prefix, limit, truncate, first_index=start)
+            if cut and on_cut is not None:
+                on_cut(len(cut))
             for group in chunks_of_similar_length([len(s) for s in sequences], budget):
-                packed = Packed.of([sequences[i] for i in group])
-                vectors_ND[[start + i for i in group]] = self._vectors(packed, dim)
+                e_BD = self.pooled([sequences[i] for i in group])
+                vectors_ND[[start + i for i in group]] = self.finished(e_BD, dim=dim)
                 if progress is not None:
                     progress(len(group))
+                if on_tokens is not None:
+                    on_tokens(sum(len(sequences[i]) for i in group))
         return vectors_ND
 
     def num_tokens(self, texts: Sequence[str], *, task: str | None = None) -> list[int]:
@@ -190,35 +211,87 @@ class Embedder:
         ids = self.tokenizer.encode([self._prefix(task) + text for text in texts])
         return [len(i) + 2 for i in ids]
 
-    def _vectors(self, packed: Packed, dim: int | None) -> np.ndarray:
+    def sequences(
+        self, texts: Sequence[str], *, task: str | None = None, truncate: bool = False
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Texts as the model reads them: token ids with the task's prefix and special tokens.
+
+        `embed` is `sequences`, `pooled` and `finished`, one after another. Whoever forms batches from texts of several
+        callers calls them one by one.
+
+        Returns:
+            N integer arrays, and the numbers of the texts that `truncate` cut.
+
+        Raises:
+            LongspanError: an empty or too long text (named by its index), an unknown task.
+        """
+        return self._sequences(texts, self._prefix(task), self._limit(None), truncate, first_index=0)
+
+    def sequences_of_ids(
+        self, ids: Sequence[np.ndarray], *, task: str | None = None, truncate: bool = False
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """As `sequences`, of texts that were tokenised already: N integer arrays without prefix and special tokens.
+
+        Raises:
+            LongspanError: an empty or too long text (named by its index), an id that is none of the tokenizer's, an
+                unknown task.
+        """
+        prefix_ids = self.tokenizer.encode([self._prefix(task)])[0]
+        for i, ids_T in enumerate(ids):
+            if not len(ids_T):
+                raise _empty(i)
+            wrong = ids_T[(ids_T < 0) | (ids_T >= self.tokenizer.vocab_size) | (ids_T == self.tokenizer.pad_id)]
+            if len(wrong):
+                raise LongspanError(
+                    f"token id {wrong[0]} of text number {i} is padding or none of this model's "
+                    f"{self.tokenizer.vocab_size} tokens",
+                    where=f"texts[{i}]",
+                    remedy="send ids of this model's own tokenizer, without padding, or send the text itself",
+                )
+        return self._wrapped([np.concatenate([prefix_ids, i]) for i in ids], self._limit(None), truncate, first_index=0)
+
+    def pooled(self, sequences: Sequence[np.ndarray]) -> Tensor:
+        """One vector per sequence of one batch, (B, D), on the device and not finished: see `finished`."""
         with torch.inference_mode():
-            e_BD = finish(self.model(packed.to(self.device)), self.config, dim)
-        return e_BD.float().cpu().numpy()
+            return self.model(Packed.of(sequences).to(self.device))
+
+    def finished(self, e_BD: Tensor, *, dim: int | None = None) -> np.ndarray:
+        """Pooled vectors as they are used, float32, (B, D) or (B, dim).
+
+        Raises:
+            LongspanError: an impossible dim.
+        """
+        self.check_dim(dim)
+        with torch.inference_mode():
+            return finish(e_BD, self.config, dim).float().cpu().numpy()
 
     def _sequences(
         self, texts: Sequence[str], prefix: str, limit: int, truncate: bool, *, first_index: int
-    ) -> tuple[list[np.ndarray], int]:
+    ) -> tuple[list[np.ndarray], list[int]]:
         for i, text in enumerate(texts):
             if not is_unicode(text):
                 raise not_unicode(first_index + i, text)
             if not text.strip():
-                raise LongspanError(
-                    f"text number {first_index + i} is empty",
-                    where=f"texts[{first_index + i}]",
-                    remedy="leave it out: an empty text has no meaning to embed",
-                )
-        sequences, num_cut = [], 0
+                raise _empty(first_index + i)
+        ids = self.tokenizer.encode([prefix + text for text in texts])
+        return self._wrapped(ids, limit, truncate, first_index=first_index)
+
+    def _wrapped(
+        self, all_ids: Sequence[np.ndarray], limit: int, truncate: bool, *, first_index: int
+    ) -> tuple[list[np.ndarray], list[int]]:
+        sequences, cut = [], []
         start, end = np.array([self.tokenizer.cls_id]), np.array([self.tokenizer.sep_id])
-        for i, ids in enumerate(self.tokenizer.encode([prefix + text for text in texts])):
+        for i, ids in enumerate(all_ids):
             if len(ids) + 2 > limit and not truncate:
                 raise LongspanError(
                     f"text number {first_index + i} has {len(ids) + 2} tokens, more than {limit}",
                     where=f"texts[{first_index + i}]",
                     remedy="split it, or pass truncate=True (--truncate) to read only its beginning",
                 )
-            num_cut += len(ids) + 2 > limit
+            if len(ids) + 2 > limit:
+                cut.append(first_index + i)
             sequences.append(np.concatenate([start, ids[: limit - 2], end]))
-        return sequences, num_cut
+        return sequences, cut
 
     def _prefix(self, task: str | None) -> str:
         prefixes = self.config.prefixes
@@ -253,11 +326,32 @@ class Embedder:
             )
         return tokens_per_batch
 
-    def _check_dim(self, dim: int | None) -> None:
+    def check_task(self, task: str | None) -> None:
+        """Refuse a task that the model does not have.
+
+        Raises:
+            LongspanError: it has other tasks, or needs to know one.
+        """
+        self._prefix(task)
+
+    def check_dim(self, dim: int | None) -> None:
+        """Refuse a number of coordinates that vectors cannot be cut to.
+
+        Raises:
+            LongspanError: dim is not between 1 and the model's.
+        """
         if dim is not None and not 1 <= dim <= self.dim:
             raise LongspanError(
                 f"dim {dim} is not between 1 and {self.dim}", where=self.name, remedy="choose a smaller dim"
             )
+
+
+def _empty(number: int) -> LongspanError:
+    return LongspanError(
+        f"text number {number} is empty",
+        where=f"texts[{number}]",
+        remedy="leave it out: an empty text has no meaning to embed",
+    )
 
 
 def _best_device() -> torch.device:

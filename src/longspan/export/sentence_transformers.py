@@ -1,7 +1,7 @@
-"""Publish a model as a folder that sentence-transformers and transformers load as they are, and prove it.
+"""The check that sentence-transformers gives our vectors from a published folder.
 
 The folder is the one that longspan itself saves and loads (`model/folder.py`): stock classes, no custom code, no
-`trust_remote_code`. What is added here is a model card, and a check that the other library gives the same vectors.
+`trust_remote_code`. `longspan parity` compares more libraries, on more texts.
 
 Axes: N texts, D width.
 """
@@ -15,9 +15,6 @@ import numpy as np
 
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
-from longspan.files import atomic_path, write_text
-from longspan.model.folder import check_replaceable, write_model
-from longspan.model.published_config import model_type
 
 PROBES = (
     "How do I read a CSV file?",
@@ -29,18 +26,6 @@ PROBES = (
 
 TOLERANCE = 1e-5
 """Largest difference of a coordinate of unit vectors in float32 that rounding explains."""
-
-
-def publish(embedder: Embedder, folder: Path, *, card: str = "") -> None:
-    """Write the folder, with `card` as the body of its README.md.
-
-    Raises:
-        LongspanError: the folder holds something else than a published model, or cannot be written.
-    """
-    check_replaceable(folder)
-    with atomic_path(folder) as unfinished:
-        write_model(unfinished, embedder.exact_encoder(), embedder.tokenizer, embedder.config)
-        write_text(unfinished / "README.md", _card(embedder, card))
 
 
 def compare_with_sentence_transformers(embedder: Embedder, folder: Path) -> float:
@@ -76,45 +61,3 @@ def compare_with_sentence_transformers(embedder: Embedder, folder: Path) -> floa
 
 def _long_probe(embedder: Embedder) -> str:
     return "word " * (embedder.model.encoder.config.trained_length + 1)
-
-
-def _card(embedder: Embedder, body: str) -> str:
-    config, prefixes = embedder.model.encoder.config, embedder.config.prefixes
-    parameters = sum(weight.numel() for weight in embedder.model.encoder.state_dict().values())
-    tasks = "\n".join(f"- `{name}`: `{prefix}`" for name, prefix in prefixes.items())
-    needs = f"Every text needs the prefix of its task:\n\n{tasks}" if prefixes else "Texts need no prefix."
-    theirs = [f", prompt_name={name!r}" for name in prefixes] or [""]
-    ours = [f", task={name!r}" for name in prefixes] or [""]
-    encode = "\n".join(f'vectors = model.encode(["how do I read a file?"]{task})' for task in theirs)
-    embed = "\n".join(f'vectors = embedder.embed(["how do I read a file?"]{task})' for task in ours)
-    reaches_further = config.max_length > config.trained_length and config.rope_scaling == "dynamic"
-    beyond = ", dynamic NTK beyond" if reaches_further else ""
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, longspan, {model_type(config, "the card")}]
----
-
-# A text embedder trained with longspan
-
-{parameters:,} parameters, {embedder.dim} dimensions, texts of up to {embedder.config.max_length:,} tokens
-({config.trained_length:,} in training{beyond}), {embedder.config.pooling} pooling.
-
-{needs}
-
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-{encode}
-```
-
-```python
-from longspan import Embedder
-
-embedder = Embedder.load("path/to/this/folder")
-{embed}
-```
-
-{body}
-"""

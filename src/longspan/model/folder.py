@@ -43,6 +43,13 @@ _OURS = {
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "README.md",
+    # what `longspan export` adds in other forms
+    "vocab.txt",
+    "special_tokens_map.json",
+    "onnx",
+    "model-f32.gguf",
+    "model-f16.gguf",
+    "model-q8_0.gguf",
 }
 """What a folder that longspan published holds."""
 

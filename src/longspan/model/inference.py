@@ -1,9 +1,9 @@
 """The encoder for use without gradients on a CPU: the same mathematics in fewer passes over memory.
 
-Weights are laid out in advance (`model/prepacked.py`), residual sums are done inside the matrix products, and what lies
-between is done in place, in pieces that fit the cache. Every step treats each token or each sequence by itself, and
-gives the same bits whatever lies beside it: a text's vector does not depend on its batch, to the last bit. (Where 16
-does not divide the head size, attention's last bits depend on where in memory a sequence begins.)
+Weights are laid out in advance (`model/prepacked.py`), and what lies between the matrix products is done in place, in
+pieces that fit the cache. Every step treats each token or each sequence by itself, and gives the same bits whatever
+lies beside it: a text's vector does not depend on its batch, to the last bit. (Where 16 does not divide the head size,
+attention's last bits depend on where in memory a sequence begins.)
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 """
