@@ -1,9 +1,12 @@
 # Every target is one command a person could type. POSIX sh and GNU make; `make` alone lists the targets.
-# Variables to override: PYTHON (what makes the virtual environment), VENV (its folder), PIP_FLAGS (PIP_FLAGS= shows what pip does).
+# Variables to override: PYTHON (what makes the virtual environment), VENV (its folder), PIP_FLAGS (PIP_FLAGS= shows what pip does),
+# TEST_PROCESSES.
 
 PYTHON    ?= python3
 VENV      ?= .venv
 PIP_FLAGS ?= -qq
+# A process of tests for each core; `make test TEST_PROCESSES=0` runs them in one, where a debugger can stop them.
+TEST_PROCESSES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # The torch that `make lock` pins. Named here, because pip's newest depends on which indexes a machine knows.
 LOCK_TORCH ?= 2.13.0
 
@@ -28,7 +31,7 @@ demo: $(VENV)/.demo-installed ## the whole road on real text, on a CPU, in minut
 	$(BIN)/longspan demo
 
 test: $(VENV)/.installed ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.installed ## check style, format and types
 	$(BIN)/ruff check

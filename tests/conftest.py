@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # As the command line does, before torch is first imported: threads that wait do not spin (see longspan.cli).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=50)
 # CI runs the same examples each time, so that a red run can be repeated; exploring is for the desk.

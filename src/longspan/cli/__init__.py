@@ -12,11 +12,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longspan import __version__
-from longspan.cli import bench, curate, data, demo, doctor, embed, evaluate, export, prepare, recipe, search, train
+from longspan.cli import (
+    adapt,
+    bench,
+    curate,
+    data,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    parity,
+    plan,
+    prepare,
+    recipe,
+    report,
+    search,
+    serve,
+    train,
+)
 from longspan.cli.common import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from longspan.errors import LongspanError
 
-COMMANDS = (demo, prepare, data, curate, recipe, train, evaluate, embed, search, export, doctor, bench)
+COMMANDS = (
+    *(demo, prepare, data, curate, recipe, plan, train, adapt, evaluate, report, embed, search, serve),
+    *(export, parity, doctor, bench),
+)
 """In the order of the help."""
 
 

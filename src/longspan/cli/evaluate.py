@@ -1,13 +1,22 @@
-"""`longspan evaluate`: retrieval quality."""
+"""`longspan evaluate`: how good is a model? A suite per file; each is a few lines that call the library.
+
+A suite has `NAME`, `SUMMARY`, `SHARED` (which of the options that suites share it takes), `add_options(parser)` that
+gives the options which are its own, and `run(parsed)`.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import declare, load_embedder, say_cut
+from longspan.cli import evaluate_glue, evaluate_jina_long, evaluate_loco, evaluate_mteb, evaluate_retrieval
+from longspan.cli.common import add_precision, at_least_1, declare, usage_error
+
+SUITES = {
+    suite.NAME: suite for suite in (evaluate_retrieval, evaluate_mteb, evaluate_jina_long, evaluate_loco, evaluate_glue)
+}
+"""In the order of the help."""
 
 
 def add(commands: Any) -> None:
@@ -15,44 +24,61 @@ def add(commands: Any) -> None:
         commands,
         "evaluate",
         _evaluate,
-        "retrieval quality on a set in BEIR's layout, beside BM25 if wanted",
-        "  longspan evaluate runs/finetune --data scifact --bm25",
+        "quality on a retrieval set of one's own, or on a benchmark: "
+        + "; ".join(f"--suite {name}: {suite.SUMMARY}" for name, suite in SUITES.items()),
+        "  longspan evaluate runs/finetune --data scifact --bm25\n"
+        "  longspan evaluate runs/finetune --data pairs.jsonl --against runs/before\n"
+        "  longspan evaluate runs/finetune --suite mteb --tasks STSBenchmark,Banking77Classification --data mteb\n"
+        '  longspan evaluate runs/finetune --suite mteb --benchmark "MTEB(eng, v1)" --out results\n'
+        "  longspan evaluate runs/finetune --suite loco --data loco --rope-scaling dynamic,none\n"
+        "  longspan evaluate runs/mlm --suite glue --data glue --tasks cola,sst2",
     )
     parser.add_argument("model", help="folder, finished run or hub id")
-    parser.add_argument("--suite", choices=("retrieval",), default="retrieval", help="what to measure (%(default)s)")
-    parser.add_argument("--data", type=Path, required=True, help="folder with corpus.jsonl, queries.jsonl and qrels")
-    parser.add_argument("--bm25", action="store_true", help="measure BM25 too")
-    parser.add_argument("--max-length", type=int, help="cut texts at this many tokens (default: the model's limit)")
-    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--suite", choices=tuple(SUITES), default="retrieval", help="what to measure (%(default)s)")
+    parser.add_argument("--data", type=Path, help="folder of the suite's data")
+    parser.add_argument("--out", type=Path, help="where results are written")
+    add_precision(parser)
+    owners = {option: _takers(option.dest) for option in _add_shared(parser)}
+    for name, suite in SUITES.items():
+        owners |= {option: [name] for option in suite.add_options(parser.add_argument_group(f"with --suite {name}"))}
+    parser.set_defaults(suite_options=owners)
+
+
+def _add_shared(parser: Any) -> list[argparse.Action]:
+    return [
+        parser.add_argument(
+            "--max-length",
+            type=int,
+            help=f"cut texts at this many tokens (--suite {', '.join(_takers('max_length'))})",
+        ),
+        parser.add_argument(
+            "--tasks",
+            type=_names,
+            help=f"names of tasks or sets, with commas between them (--suite {', '.join(_takers('tasks'))})",
+        ),
+        parser.add_argument(
+            "--lengths",
+            type=_lengths,
+            help=f"cut texts at these many tokens, such as 2048,8192 (--suite {', '.join(_takers('lengths'))})",
+        ),
+    ]
+
+
+def _takers(shared: str) -> list[str]:
+    return [name for name, suite in SUITES.items() if shared in suite.SHARED]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _lengths(text: str) -> list[int]:
+    return [at_least_1(length) for length in _names(text)]
 
 
 def _evaluate(parsed: argparse.Namespace) -> None:
-    from longspan.evaluate.bm25 import evaluate_bm25
-    from longspan.evaluate.retrieval import RetrievalSet, evaluate_retrieval
-    from longspan.files import write_json
-    from longspan.progress import Bar
-
-    retrieval_set, embedder = RetrievalSet.load(parsed.data), load_embedder(parsed.model)
-    num_texts, cut = len(retrieval_set.queries) + len(retrieval_set.corpus), []
-    with Bar("evaluate", num_texts) as bar:
-
-        def embed(texts: Sequence[str], *, task: str) -> Any:
-            return embedder.embed(
-                texts,
-                task=task,
-                max_length=parsed.max_length,
-                truncate=True,
-                progress=bar.advance,
-                on_cut=cut.append,
-            )
-
-        results = {parsed.model: evaluate_retrieval(retrieval_set, embed)}
-    say_cut(sum(cut), num_texts)
-    if parsed.bm25:
-        results["BM25"] = evaluate_bm25(retrieval_set)
-    names = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map")
-    print("  ".join(f"{name:>10s}" for name in names))
-    for model, result in results.items():
-        print("  ".join(f"{result.metrics[name]:10.4f}" for name in names), f" {model}")
-    if parsed.out is not None:
-        write_json(parsed.out, {model: result.as_json() for model, result in results.items()})
+    for option, suites in parsed.suite_options.items():
+        if parsed.suite not in suites and getattr(parsed, option.dest) != option.default:
+            belongs = f"{option.option_strings[0]} belongs to --suite {' or '.join(suites)}"
+            raise usage_error(f"{belongs}, not to --suite {parsed.suite}", "evaluate")
+    SUITES[parsed.suite].run(parsed)

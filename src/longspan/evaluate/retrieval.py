@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,15 +17,13 @@ from longspan.curate.neighbours import Exclude, top_k
 from longspan.data.judged import JudgedFiles, beir_files, read_judgements, texts_by_id, unknown_text
 from longspan.errors import LongspanError
 from longspan.evaluate import metrics
+from longspan.evaluate.significance import ROUNDS, bootstrap_intervals
 
 K_VALUES = (1, 10, 100)
 """Cut-offs that are reported unless told otherwise."""
 
 DEPTH = 1000
 """Documents ranked per query, as BEIR and MTEB do; average precision looks at this many."""
-
-RESAMPLES = 10_000
-"""Bootstrap resamples behind every interval."""
 
 
 class EmbedFunction(Protocol):
@@ -111,6 +109,8 @@ class RetrievalResult:
         interval: 95 % bootstrap interval (low, high) of the mean nDCG@10 over queries.
         per_query: nDCG@10 of every query.
         num_documents: size of the corpus.
+        intervals: such an interval for every one of `metrics`.
+        values: every one of `metrics` -> query -> its value.
     """
 
     name: str
@@ -118,10 +118,13 @@ class RetrievalResult:
     interval: tuple[float, float]
     per_query: dict[str, float]
     num_documents: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
-        return asdict(self) | {"interval": list(self.interval)}
+        intervals = {name: list(interval) for name, interval in self.intervals.items()}
+        return asdict(self) | {"interval": list(self.interval), "intervals": intervals}
 
 
 @dataclass(frozen=True)
@@ -207,17 +210,19 @@ def score_run(
             f"{depth} ranked documents cannot be measured at {cuts[-1]}", where="depth", remedy="rank at least as many"
         )
     qrels = retrieval_set.qrels
-    per_query = metrics.ndcg_at_k(run, qrels, 10)
-    means = {f"ndcg@{k}": metrics.mean(metrics.ndcg_at_k(run, qrels, k)) for k in cuts}
-    means |= {f"recall@{k}": metrics.mean(metrics.recall_at_k(run, qrels, k)) for k in cuts}
-    means |= {f"mrr@{k}": metrics.mean(metrics.mrr_at_k(run, qrels, k)) for k in cuts}
-    means["map"] = metrics.mean(metrics.average_precision(run, qrels, depth))
+    values = {f"ndcg@{k}": metrics.ndcg_at_k(run, qrels, k) for k in cuts}
+    values |= {f"recall@{k}": metrics.recall_at_k(run, qrels, k) for k in cuts}
+    values |= {f"mrr@{k}": metrics.mrr_at_k(run, qrels, k) for k in cuts}
+    values["map"] = metrics.average_precision(run, qrels, depth)
+    intervals = bootstrap_intervals({name: list(of.values()) for name, of in values.items()}, seed=seed)
     return RetrievalResult(
         name=retrieval_set.name,
-        metrics=means,
-        interval=bootstrap_interval(list(per_query.values()), seed=seed),
-        per_query=per_query,
+        metrics={name: metrics.mean(of) for name, of in values.items()},
+        interval=intervals["ndcg@10"],
+        per_query=values["ndcg@10"],
         num_documents=len(retrieval_set.corpus),
+        intervals=intervals,
+        values=values,
     )
 
 
@@ -241,9 +246,9 @@ def compare(result: RetrievalResult, baseline: RetrievalResult, *, seed: int = 0
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
+    values: Sequence[float], *, seed: int = 0, resamples: int = ROUNDS, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean (Efron and Tibshirani 1993, chapter 13).
+    """Percentile bootstrap interval (low, high) of the mean (see `bootstrap_intervals`).
 
     Args:
         values: one per query; at least one.
@@ -251,12 +256,8 @@ def bootstrap_interval(
         resamples: how many times to draw as many values with replacement.
         confidence: part of the resampled means inside the interval.
     """
-    generator = np.random.default_rng(seed)
-    values_N = np.asarray(values, dtype=np.float64)
-    # One resample at a time: all at once would need queries x resamples numbers.
-    means = [values_N[generator.integers(len(values_N), size=len(values_N))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    one = bootstrap_intervals({"mean": values}, seed=seed, resamples=resamples, confidence=confidence)
+    return one["mean"]
 
 
 def _embed(embed: EmbedFunction, texts: list[str], task: str) -> np.ndarray:
