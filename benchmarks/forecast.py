@@ -32,7 +32,10 @@ from longspan.model.encoder import Encoder, initialize
 from longspan.text.packed import Packed
 
 layers, width, tokens, length = map(int, sys.argv[1:])
-encoder = Encoder(EncoderConfig(vocab_size=1024, width=width, num_layers=layers, num_heads=width // 64, inner_width=4 * width))
+shape = EncoderConfig(
+    vocab_size=1024, width=width, num_layers=layers, num_heads=width // 64, inner_width=4 * width
+)
+encoder = Encoder(shape)
 initialize(encoder, 0)
 
 def step(count):

@@ -24,7 +24,7 @@ def blocks(page: Path, *, run: bool) -> list[str]:
     return [text for norun, text in _BLOCK.findall(page.read_text("utf-8")) if bool(norun) != run]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, run=True)], ids=lambda page: page.name)
 def test_commands_run(page: Path, tmp_path: Path) -> None:
     """All `sh` blocks of a page, one after another in an empty folder, as a reader would type them."""

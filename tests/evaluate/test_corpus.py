@@ -1,6 +1,7 @@
 """One's own corpus: pairs, and folders in two forms."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from longspan.evaluate.retrieval import RetrievalSet
 PAIRS = [("capital of France", "Paris"), ("birds", "wings"), ("capital of France", "Paris is it"), ("flight", "wings")]
 
 
-def write_pairs(path: Path, rows: list[dict[str, object]]) -> Path:
+def write_pairs(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return path
 

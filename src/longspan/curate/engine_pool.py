@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from longspan.curate.engine import Block, Embedded, Engine, RemoteTeacher, embed_block
-from longspan.data.workers import Advance, Workers, num_cores
+from longspan.data.workers import Advance, Workers, num_cores, worker_number
 from longspan.embedder import Embedder
 
 
@@ -38,7 +37,6 @@ class PoolEngine(Engine):
             self._teacher,
             num_threads=max(1, num_cores() // self._count),
             num_gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
-            started=multiprocessing.get_context("spawn").Value("i", 0),
         )
         self._workers = self._open.enter_context(Workers(self._count, tools, self._where))
         return self
@@ -53,15 +51,12 @@ class PoolEngine(Engine):
 class _Tools:
     """What a worker has: everything to load the teacher with, and, from its first block on, the teacher."""
 
-    def __init__(self, teacher: RemoteTeacher, num_threads: int, num_gpus: int, started: Any) -> None:
-        self._teacher, self._num_threads, self._num_gpus, self._started = teacher, num_threads, num_gpus, started
+    def __init__(self, teacher: RemoteTeacher, num_threads: int, num_gpus: int) -> None:
+        self._teacher, self._num_threads, self._num_gpus = teacher, num_threads, num_gpus
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        with self._started.get_lock():
-            worker = self._started.value
-            self._started.value += 1
-        return self._teacher.loaded(device_of(worker, self._num_gpus), self._num_threads)
+        return self._teacher.loaded(device_of(worker_number(), self._num_gpus), self._num_threads)
 
 
 def device_of(worker: int, num_gpus: int) -> str:

@@ -59,10 +59,11 @@ class Workers:
         self._reported = 0
         # Not in the arguments: they go through a pipe as a process starts, which holds 64 KiB. If the process dies
         # before it has read them all, this one would wait for ever to write the rest.
+        packed = pickle.dumps(tools)
         self._parcel = tempfile.NamedTemporaryFile(prefix="longspan-")  # noqa: SIM115  # closed in __exit__
-        pickle.dump(tools, self._parcel)
+        self._parcel.write(packed)
         self._parcel.flush()
-        arguments = (reader, self._done, self._parcel.name)
+        arguments = (reader, self._done, context.Value("i", 0), self._parcel.name)
         self._executor = ProcessPoolExecutor(count, context, initializer=_begin, initargs=arguments)
 
     def __enter__(self) -> Self:
@@ -127,13 +128,19 @@ class _Failure(NamedTuple):
 class _Process(NamedTuple):
     tools: Any
     advance: Advance
+    number: int
 
 
 _processes: list[_Process] = []
 """In a worker process: itself."""
 
 
-def _begin(lifeline: Connection, done: Any, parcel: str) -> None:
+def worker_number() -> int:
+    """Which of the workers this process is, from 0; 0 also in a process that does its work itself."""
+    return _processes[0].number if _processes else 0
+
+
+def _begin(lifeline: Connection, done: Any, started: Any, parcel: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
@@ -143,7 +150,10 @@ def _begin(lifeline: Connection, done: Any, parcel: str) -> None:
         with done.get_lock():
             done.value += count
 
-    _processes.append(_Process(pickle.loads(Path(parcel).read_bytes()), advance))
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    _processes.append(_Process(pickle.loads(Path(parcel).read_bytes()), advance, number))
 
 
 def _end_with_parent(lifeline: Connection) -> None:

@@ -238,7 +238,10 @@ def join_world(device: torch.device) -> World:
         return Alone()
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes()
+    world = Processes()
+    # One that is quick to find an error would leave while others are still connecting, and hide it behind theirs.
+    world.sum(torch.zeros(1, device=device))
+    return world
 
 
 def leave_world(world: World) -> None:
