@@ -50,8 +50,7 @@ def add_precision(parser: Any) -> None:
         "--precision",
         choices=("float32", "int8", "bfloat16", "float16"),
         default="float32",
-        help="how exactly to compute: int8 is faster on a CPU, float16 and bfloat16 are fast on a GPU "
-        "(%(default)s)",
+        help="how exactly to compute: int8 is faster on a CPU, float16 and bfloat16 are fast on a GPU (%(default)s)",
     )
 
 
