@@ -69,3 +69,18 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     assert told.assumed == ()
     assert told.flops > 0
     assert told.largest_chunk_tokens is None
+
+
+def test_an_epoch_of_text_has_the_rows_that_it_is_packed_into(tmp_path):
+    data = tiny.prepare_text(tmp_path)
+    config = tiny.masked_config(data).model_copy(update={"max_steps": None, "epochs": 2.0})
+    told = forecast(config, find_hardware("A100"), data=data, utilization=0.4, otherwise={})
+    assert told.work.num_steps == start(config, tmp_path / "run", device="cpu").total_steps > 1
+    with pytest.raises(LongspanError, match="depends on the text"):
+        forecast(config, find_hardware("A100"), utilization=0.4, otherwise={})
+
+
+def test_data_that_is_not_there_is_refused(tmp_path):
+    for config in (tiny.masked_config(tmp_path), tiny.contrastive_config(tmp_path)):
+        with pytest.raises(LongspanError, match="no prepared"):
+            forecast(config, find_hardware("A100"), data=tmp_path / "nowhere", utilization=0.4, otherwise={})

@@ -112,7 +112,7 @@ def _gib(size: int) -> str:
 
 def _time(hours: float) -> str:
     if hours < 1:
-        return f"{hours * 60:.1f} min"
+        return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 

@@ -239,18 +239,35 @@ def pair_lengths(folder: Path, config: TrainConfig) -> tuple[dict[str, TextLengt
     """
     objective = config.objective
     assert isinstance(objective, ContrastiveConfig)
-    wanted = [m for m in find_prepared(folder).values() if m.kind == "pairs"]
-    manifests = [m for m in wanted if not config.sources or m.name in config.sources]
-    if not manifests:
-        raise LongspanError(
-            "there are no prepared pairs", where=folder, remedy="prepare some: longspan prepare SOURCE --out DIR"
-        )
+    manifests = _manifests(folder, config, "pairs", "pairs")
     cuts = {"query": objective.max_query_tokens}
     columns = {name for manifest in manifests for name in manifest.columns}
     return {
         name: _joined([m for m in manifests if name in m.columns], name, cuts.get(name, objective.max_document_tokens))
         for name in columns
     }, sum(round(m.num_rows * m.weight) for m in manifests)
+
+
+def text_rows(folder: Path, config: TrainConfig) -> int:
+    """Packed rows of prepared text.
+
+    Raises:
+        LongspanError: the folder has no such sources.
+    """
+    assert isinstance(config.objective, MaskedConfig)
+    lengths = [m.columns["text"] for m in _manifests(folder, config, "text", "text")]
+    num_tokens = sum(column.num_tokens + SPECIAL_TOKENS * column.num_texts for column in lengths)
+    return num_tokens // config.objective.row_length
+
+
+def _manifests(folder: Path, config: TrainConfig, kind: str, name: str) -> list[Manifest]:
+    found = [m for m in find_prepared(folder).values() if m.kind == kind]
+    wanted = [m for m in found if not config.sources or m.name in config.sources]
+    if not wanted:
+        raise LongspanError(
+            f"there are no prepared {name}", where=folder, remedy="prepare some: longspan prepare SOURCE --out DIR"
+        )
+    return wanted
 
 
 def _joined(manifests: Sequence[Manifest], column: str, cut: int) -> TextLengths:

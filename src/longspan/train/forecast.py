@@ -24,6 +24,7 @@ from longspan.train.cost import (
     memory,
     operations,
     pair_lengths,
+    text_rows,
     workload,
 )
 from longspan.train.hardware import Hardware
@@ -88,7 +89,7 @@ def forecast(
     """
     assumed = []
     if isinstance(config.objective, MaskedConfig):
-        texts, rows = {}, 0
+        texts, rows = {}, _text_rows(config, data)
     elif data is not None:
         texts, rows = pair_lengths(data, config)
     else:
@@ -123,6 +124,17 @@ def forecast(
         largest_chunk_tokens=largest,
         assumed=tuple(assumed),
     )
+
+
+def _text_rows(config: TrainConfig, data: Path | None) -> int:
+    """Packed rows of the text; without data, 0, which is enough where the recipe says how many steps there are."""
+    if data is not None:
+        return text_rows(data, config)
+    if config.max_steps is None:
+        raise LongspanError(
+            "how many steps an epoch has depends on the text", where=f"recipe {config.recipe}", remedy="give --data DIR"
+        )
+    return 0
 
 
 def _paper_rows(config: TrainConfig) -> int:
