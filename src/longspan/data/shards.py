@@ -234,9 +234,10 @@ def _check_hash(path: Path, shard: Shard) -> None:
 
 
 def _not_vouched(path: Path, shard: Shard) -> LongspanError:
+    size = path.stat().st_size
+    why = "its content has changed" if size == shard.num_bytes else f"{size:,} bytes, expected {shard.num_bytes:,}"
     return LongspanError(
-        f"{shard.file} is not what the manifest vouches for ({path.stat().st_size} bytes, expected {shard.num_bytes}; "
-        "or its content has changed)",
+        f"{shard.file} is not what the manifest vouches for ({why})",
         where=path,
         remedy=prepare_again(path.parent),
     )
