@@ -58,6 +58,17 @@ def test_the_fingerprint_is_that_of_the_pairs(tmp_path, file):
     assert reader(moved).fingerprint() != before
 
 
+def test_a_text_is_found_in_what_a_column_lists(tmp_path):
+    path = tmp_path / "lists.jsonl"
+    path.write_text('{"query": "q", "pos": ["d", "e"]}\n["x", "y"]\n')
+    assert next(iter(reader(path, document="pos.1")))[:2] == ("q", "e")
+    assert [pair[:2] for pair in reader(path, document="pos.0", max_rows=1)] == [("q", "d")]
+    with pytest.raises(LongspanError, match=r"'pos\.2' is missing or empty"):
+        next(iter(reader(path, document="pos.2")))
+    path.write_text('["x", "y"]\n')
+    assert next(iter(reader(path, query="0", document="1")))[:2] == ("x", "y")
+
+
 def test_a_row_without_a_text_is_named(file):
     file.write_text(file.read_text() + '{"query": "q", "document": ""}\n')
     with pytest.raises(LongspanError, match="'document' is missing or empty") as caught:

@@ -54,6 +54,21 @@ def add_precision(parser: Any) -> None:
     )
 
 
+def add_searching(parser: Any, among: str) -> None:
+    """`--exact`, `--approximate` and `--recall`, for commands that look for documents in a sample or a corpus."""
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument("--exact", dest="search", action="store_const", const="exact", help="look at every document")
+    search.add_argument(
+        "--approximate",
+        dest="search",
+        action="store_const",
+        const="approximate",
+        help=f"search an index, and measure its recall (default: in a large {among}, if FAISS is installed)",
+    )
+    parser.set_defaults(search="by size")
+    parser.add_argument("--recall", type=float, default=0.98, help="that an index is to reach (%(default)s)")
+
+
 def say_cut(num_cut: int, num_texts: int) -> None:
     """Tell on stderr that texts were longer than what was read of them; nothing if none was."""
     if num_cut:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longspan.cli.common import at_least_1, declare, load_embedder, usage_error
+from longspan.cli.common import add_searching, at_least_1, declare, load_embedder, usage_error
 from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 from longspan.errors import LongspanError
 
@@ -36,17 +36,7 @@ def add(steps: Any) -> None:
     )
     parser.add_argument("--sample", type=int, default=1_000_000, help="pairs searched at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
-    search = parser.add_mutually_exclusive_group()
-    search.add_argument("--exact", dest="search", action="store_const", const="exact", help="look at every document")
-    search.add_argument(
-        "--approximate",
-        dest="search",
-        action="store_const",
-        const="approximate",
-        help="search an index, and measure its recall (default: in a large sample, if FAISS is installed)",
-    )
-    parser.set_defaults(search="by size")
-    parser.add_argument("--recall", type=float, default=0.98, help="that an index is to reach (%(default)s)")
+    add_searching(parser, "sample")
     parser.add_argument("--name", help="name of the source made of files (default: the first file's name)")
     parser.add_argument("--query", metavar="COLUMN", help="column of the query (query)")
     parser.add_argument("--document", metavar="COLUMN", help="column of the document (document)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import declare, load_embedder, usage_error
+from longspan.cli.common import add_searching, declare, load_embedder, usage_error
 from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 
 
@@ -38,17 +38,7 @@ def add(steps: Any) -> None:
     )
     parser.add_argument("--random", type=int, metavar="N", help="instead, N random negatives; no teacher is needed")
     parser.add_argument("--seed", type=int, default=0, help="of random negatives (%(default)s)")
-    search = parser.add_mutually_exclusive_group()
-    search.add_argument("--exact", dest="search", action="store_const", const="exact", help="look at every document")
-    search.add_argument(
-        "--approximate",
-        dest="search",
-        action="store_const",
-        const="approximate",
-        help="search an index, and measure its recall (default: in a large corpus, if FAISS is installed)",
-    )
-    parser.set_defaults(search="by size")
-    parser.add_argument("--recall", type=float, default=0.98, help="that an index is to reach (%(default)s)")
+    add_searching(parser, "corpus")
     parser.add_argument("--teacher", help="model that judges: folder or hub id")
     parser.add_argument("--query-task", default="search_query", help="task of the queries (%(default)s)")
     parser.add_argument("--document-task", default="search_document", help="task of the documents (%(default)s)")

@@ -94,6 +94,16 @@ class Neighbours(NamedTuple):
     search: Search
 
 
+def check_recall(target_recall: float) -> None:
+    """Raise a LongspanError if a search cannot find such a part of the neighbours."""
+    if not 0 < target_recall <= 1:
+        raise LongspanError(
+            f"a search cannot find {target_recall} of the neighbours",
+            where="target_recall",
+            remedy=f"ask for a part such as {TARGET_RECALL}",
+        )
+
+
 def nearest(
     queries_ND: np.ndarray,
     documents_MD: np.ndarray,
@@ -175,12 +185,7 @@ class Searcher:
         Raises:
             LongspanError: as `nearest`; or the index cannot be written.
         """
-        if not 0 < target_recall <= 1:
-            raise LongspanError(
-                f"a search cannot find {target_recall} of the neighbours",
-                where="target_recall",
-                remedy=f"ask for a part such as {TARGET_RECALL}",
-            )
+        check_recall(target_recall)
         if not _wants_index(len(queries_ND), len(documents_MD), exact, device):
             return cls(documents_MD, Search(exact=True), None, device)
         choosing, measuring = _samples(len(queries_ND), seed)

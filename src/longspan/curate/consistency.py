@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from longspan.curate.approximate import TARGET_RECALL, Search, Searcher
+from longspan.curate.approximate import TARGET_RECALL, Search, Searcher, check_recall
 from longspan.curate.neighbours import Exclude, rank_of, score_pairs, top_k
 from longspan.data.plan import shuffled
 from longspan.embedder import Embedder
@@ -60,11 +60,17 @@ class Searching:
         way: look at every document of a sample, or use an index (by size: see `nearest`).
         target_recall: the part of the true neighbours that an index is to find.
         depth: neighbours that an index looks for. A rank that it gives is at most this, which then means "at least".
+
+    Raises:
+        LongspanError: the target is no part.
     """
 
     way: Literal["by size", "exact", "approximate"] = "by size"
     target_recall: float = TARGET_RECALL
     depth: int = DEPTH
+
+    def __post_init__(self) -> None:
+        check_recall(self.target_recall)
 
     @property
     def exact(self) -> bool | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from longspan.curate.consistency import PairVectors, Rule, Sample, nearest_wrong, num_samples, sample_pairs
-from longspan.curate.filtering import (
+from longspan.curate.filter_state import (
     NUMBERS,
     RANKS,
     WORK,

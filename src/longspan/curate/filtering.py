@@ -5,21 +5,19 @@ checks the pairs; then they are embedded, and at last each is written to where i
 numbers: of vectors in a store, and of ranks in a memory-mapped file. What is finished stays: a run that was killed, or
 one with another `k`, goes on from there.
 
-Axes: N pairs, R pairs that the report looks at closely, K other documents for each.
+Axes: N pairs.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from longspan.config import Config
 from longspan.curate.approximate import EXACT_DOCUMENTS, Search
 from longspan.curate.consistency import (
     DEPTH,
@@ -27,81 +25,43 @@ from longspan.curate.consistency import (
     SAMPLE_SIZE,
     PairVectors,
     Rule,
-    Sample,
     Searching,
     Teacher,
-    agreement,
     check_sizes,
-    equal_threshold,
     judge,
-    nearest_wrong,
-    sample_pairs,
 )
 from longspan.curate.engine import Engine
-from longspan.curate.pairs import Pair, PairReader
-from longspan.curate.report import (
-    NUM_EXAMPLES,
-    Example,
-    Other,
-    Report,
-    Table,
-    evenly,
-    score_histogram,
-    shortened,
-    write_report,
+from longspan.curate.filter_report import close_look
+from longspan.curate.filter_state import (
+    NUMBERS,
+    OF_A_SAMPLE,
+    RANKS,
+    SEARCHES,
+    STATE,
+    WORK,
+    State,
+    forget,
+    is_of,
+    open_vectors,
+    read_array,
+    read_searches,
 )
-from longspan.curate.rows import REPORT, json_lines
-from longspan.curate.vectors import VectorBlocks, VectorStore
+from longspan.curate.pairs import Pair, PairReader
+from longspan.curate.report import Report, write_report
+from longspan.curate.rows import json_lines
+from longspan.curate.vectors import VectorStore
 from longspan.data.places import is_local
 from longspan.data.source import PairSource
 from longspan.errors import LongspanError
-from longspan.files import atomic_path, read_json, sha256_json, sweep_unfinished, write_json
+from longspan.files import atomic_path, sweep_unfinished, write_json
 from longspan.progress import Tell, counted
 
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
-WORK = "judged"
-"""Folder, beside the result, of what was found out about each pair."""
-STATE, NUMBERS, RANKS, SEARCHES = "state.json", "numbers.npy", "ranks.npy", "searches.json"
-OF_A_SAMPLE = "sample-*"
-"""What `judge` keeps in `WORK` until all ranks are known."""
 CONSISTENCY = "consistency"
 """Key that a dropped row is given: its number in the source (`row`, from 1), `rank` and `score`."""
 
 PAIRS_PER_CHUNK = 2**14
 """Pairs whose texts are in memory at a time."""
-REPORT_PAIRS = 2**14
-"""Pairs, drawn at random, whose best wrong documents the report looks at."""
-NUM_OTHERS = 3
-"""Other documents shown with an example."""
-TOPS = (1, 2, 5, 10, 20)
-
-
-class State(Config):
-    """What `WORK` holds: everything that its ranks depend on, and where the vectors are."""
-
-    source: PairSource
-    num_pairs: int
-    pairs_fingerprint: str
-    teacher: str
-    teacher_fingerprint: str
-    query_task: str
-    document_task: str
-    max_length: int | None
-    sample_size: int
-    seed: int
-    search: Literal["by size", "exact", "approximate"]
-    target_recall: float
-    depth: int
-    """Neighbours that an index looks for; 0 where there can be no index."""
-    query_vectors: str
-    """Folder of the store, relative to the result's."""
-    document_vectors: str
-    dim: int
-
-    @property
-    def key(self) -> str:
-        """What changes when a rank could."""
-        return sha256_json(self.model_dump(mode="json", exclude={"source", "teacher"}))
 
 
 def filter_source(
@@ -164,68 +124,17 @@ def filter_source(
     )
     work = out / WORK
     sweep_unfinished(work)
-    if not _is_of(work / STATE, state):
-        _forget(out)
+    if not is_of(work / STATE, state):
+        forget(out)
         write_json(work / STATE, state.model_dump(mode="json", exclude_unset=True))
     # Each time: the vectors' numbers change when someone deletes a block of them.
     _number(reader, num_pairs, stores, work / NUMBERS, tell)
     vectors = open_vectors(out, state)
     judged_N = _judged(vectors, state, work, device, tell)
-    report, wanted = _close_look(vectors, judged_N, rule, state, read_searches(out), device)
+    report, wanted = close_look(vectors, judged_N, rule, state, read_searches(out), device)
     finished = report(_write(reader, judged_N, rule, out, set(wanted), tell))
     write_report(out, finished)
     return finished
-
-
-def read_state(out: Path) -> State:
-    """What a filter has left in `out`.
-
-    Raises:
-        LongspanError: there is nothing, or nothing whole.
-    """
-    remedy = "name the folder of a source that `longspan curate filter` has finished"
-    return State.parse(read_json(out / WORK / STATE, remedy=remedy), where=out / WORK / STATE)
-
-
-def read_searches(out: Path) -> list[Search]:
-    """How each sample of a filtered source was searched.
-
-    Raises:
-        LongspanError: the filter has not been finished.
-    """
-    remedy = "run `longspan curate filter` again, to its end"
-    return [Search(**search) for search in read_json(out / WORK / SEARCHES, remedy=remedy)]
-
-
-def known_ranks(state: State, searches: list[Search]) -> int | None:
-    """Up to which rank the ranks are known; None: all are. A rank that is this means "at least"."""
-    return None if all(search.exact for search in searches) else state.depth
-
-
-def open_vectors(out: Path, state: State) -> PairVectors:
-    """The vectors of a filtered source's pairs.
-
-    Raises:
-        LongspanError: the filter has not been finished.
-    """
-    numbers_N2 = read_array(out / WORK / NUMBERS)
-    queries, documents = (
-        VectorBlocks(out / folder, state.dim) for folder in (state.query_vectors, state.document_vectors)
-    )
-    return PairVectors(numbers_N2[:, 0], numbers_N2[:, 1], queries.take, documents.take)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """A memory map of an array that the filter has left.
-
-    Raises:
-        LongspanError: it is missing or torn.
-    """
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        remedy = "run `longspan curate filter` again, to its end"
-        raise LongspanError(f"{path.name} cannot be read: {error}", where=path, remedy=remedy) from None
 
 
 class _Teller:
@@ -313,106 +222,6 @@ def _judged(vectors: PairVectors, state: State, work: Path, device: str, tell: _
     return read_array(path)
 
 
-def _close_look(
-    vectors: PairVectors, judged_N: np.ndarray, rule: Rule, state: State, searches: list[Search], device: str
-) -> tuple[Callable[[dict[int, Pair]], Report], list[int]]:
-    """What the report will show: a function from texts to the report, and the pairs whose texts it needs."""
-    sample = Sample.draw(0, vectors, state.sample_size, state.seed)
-    drawn_R = np.sort(sample_pairs(0, len(vectors), state.sample_size, state.seed)[:REPORT_PAIRS])
-    scores_RK, pairs_RK = nearest_wrong(vectors, sample, drawn_R, max(rule.k, NUM_OTHERS), device=device)
-    judged_R = judged_N[drawn_R]
-    cut = equal_threshold(judged_N, rule.k) if rule.threshold is None else rule.threshold
-    # By how much the own document is in front of the first one that would have to be behind it, or the threshold.
-    rivals_R = scores_RK[:, rule.k - 1] if rule.threshold is None else rule.threshold
-    margin_R = judged_R["score"] - rivals_R
-    keeps_R, found_R = rule.keeps(judged_R), judged_R["rank"] < rule.k
-    only_found_R = np.flatnonzero(found_R & (judged_R["score"] < cut))
-    chosen = {
-        "kept": evenly(np.flatnonzero(keeps_R)),
-        "dropped": evenly(np.flatnonzero(~keeps_R)),
-        "borderline": np.argsort(np.abs(margin_R), kind="stable")[:NUM_EXAMPLES],
-        "found among the top k, but below the threshold": only_found_R[
-            np.argsort(judged_R["score"][only_found_R], kind="stable")
-        ][:NUM_EXAMPLES],
-    }
-    places = np.unique(np.concatenate(list(chosen.values())))
-    wanted = np.unique(np.concatenate([drawn_R[places], pairs_RK[places, :NUM_OTHERS].ravel()]))
-
-    def example(place: int, texts: dict[int, Pair]) -> Example:
-        pair = int(drawn_R[place])
-        others = [
-            Other(shortened(texts[int(other)].document), round(float(score), 4), int(other) + 1)
-            for score, other in zip(scores_RK[place, :NUM_OTHERS], pairs_RK[place, :NUM_OTHERS], strict=True)
-            if other >= 0
-        ]
-        own = texts[pair]
-        score, rank = round(float(judged_R["score"][place]), 4), int(judged_R["rank"][place])
-        return Example(pair + 1, shortened(own.query), shortened(own.document), score, rank, tuple(others))
-
-    def report(texts: dict[int, Pair]) -> Report:
-        return replace(
-            _numbers(judged_N, rule, state, searches),
-            histograms=(
-                score_histogram(
-                    "Score of the pair's own document, and of the best other one in the sample",
-                    {"own": judged_N["score"], "best other": scores_RK[:, 0]},
-                    {"threshold": cut} if np.isfinite(cut) else {},
-                ),
-            ),
-            examples={
-                kind: tuple(example(int(place), texts) for place in chosen_R) for kind, chosen_R in chosen.items()
-            },
-        )
-
-    return report, [int(pair) for pair in wanted if pair >= 0]
-
-
-def _numbers(judged_N: np.ndarray, rule: Rule, state: State, searches: list[Search]) -> Report:
-    """The report without pictures."""
-    rank_N, score_N, num_kept = judged_N["rank"], judged_N["score"], int(rule.keeps(judged_N).sum())
-    thresholds = [equal_threshold(judged_N, rule.k)]
-    thresholds += [] if rule.threshold is None else [rule.threshold]
-    agreements = [agreement(judged_N, rule.k, cut) for cut in thresholds if np.isfinite(cut)]
-    kept_at = {str(top): float((rank_N < top).mean()) for top in TOPS}
-    known = known_ranks(state, searches)
-    last = state.num_pairs if known is None else known
-    places = sorted({*TOPS, 50, 100, 1000, last})
-    bounds = [0, *(place for place in places if place <= last and place < state.num_pairs), state.num_pairs]
-    ranks = []
-    for low, high in itertools.pairwise(bounds):
-        count = int(((rank_N >= low) & (rank_N < high)).sum())
-        name = f"{low + 1:,}" if high == low + 1 else f"{low + 1:,} to {high:,}"
-        ranks.append((name, f"{count:,}", f"{count / state.num_pairs:.1%}"))
-    facts: dict[str, Any] = {
-        "pairs": state.num_pairs,
-        "kept": num_kept,
-        "dropped": state.num_pairs - num_kept,
-        "part_kept": num_kept / state.num_pairs,
-        "k": rule.k,
-        "threshold": rule.threshold,
-        "sample_size": min(state.sample_size, state.num_pairs),
-        "seed": state.seed,
-        "search": min(searches, key=lambda search: search.recall).report() | {"ranks_known_to": known},
-        "teacher": state.teacher,
-        "teacher_fingerprint": state.teacher_fingerprint,
-        "teacher_max_length": state.max_length,
-        "rank_quantiles": {str(q): float(np.quantile(rank_N, q)) for q in (0.25, 0.5, 0.75, 0.9, 0.99)},
-        "score_quantiles": {str(q): float(np.quantile(score_N, q)) for q in (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)},
-        "kept_at": kept_at,
-        "top_k_and_threshold": agreements,
-    }
-    tables = [Table("Place of the pair's own document (1 is the best)", ("place", "pairs", "part"), tuple(ranks))]
-    for one in agreements:
-        rows = (
-            ("found among the top k", f"{one['both_keep']:,}", f"{one['only_top_k_keeps']:,}"),
-            ("not found", f"{one['only_threshold_keeps']:,}", f"{one['both_drop']:,}"),
-        )
-        what = f"Top {rule.k} beside a threshold of {one['threshold']:.3f}, "
-        what += f"which drops {one['dropped_of_top_k']:.1%} of what top {rule.k} keeps"
-        tables.append(Table(what, ("pairs", "at or above the threshold", "below"), rows))
-    return Report("filter", state.source.name, facts, tables=tuple(tables))
-
-
 def _write(
     reader: PairReader, judged_N: np.ndarray, rule: Rule, out: Path, wanted: set[int], tell: _Teller
 ) -> dict[int, Pair]:
@@ -439,22 +248,6 @@ def _write(
 
 def _may_use_index(searching: Searching, sample_size: int) -> bool:
     return searching.way == "approximate" or (searching.way == "by size" and sample_size > EXACT_DOCUMENTS)
-
-
-def _is_of(path: Path, state: State) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        return State.parse(read_json(path, remedy=""), where=path).key == state.key
-    except LongspanError:  # of another version, or torn: it is made anew
-        return False
-
-
-def _forget(out: Path) -> None:
-    """Delete what was found out about other pairs, and the report, which an unfinished filter must not have."""
-    for path in (out / REPORT, out / WORK / RANKS, *(out / WORK).glob(OF_A_SAMPLE)):
-        if path.exists():
-            path.unlink()
 
 
 def _relative(folder: Path, out: Path) -> str:

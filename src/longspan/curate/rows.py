@@ -12,6 +12,7 @@ from typing import Any
 from longspan.data.compressed import bare_name
 from longspan.data.places import is_local
 from longspan.data.readers import Row, read_rows
+from longspan.data.texts import Unfit, value_of
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
 
@@ -54,12 +55,15 @@ def count_rows(files: Sequence[str]) -> int:
 
 
 def column_text(row: Row, column: str, where: str) -> str:
-    """The text in a column.
+    """The text in a column, or, of a column "pos.0", in what the column "pos" lists (see `value_of`).
 
     Raises:
         LongspanError: there is none, or an empty one.
     """
-    text = row.get(column)
+    try:
+        text = value_of(row, column)
+    except Unfit:
+        text = None
     if not isinstance(text, str) or not text.strip():
         raise LongspanError(
             f"{column!r} is missing or empty",

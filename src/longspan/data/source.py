@@ -62,11 +62,6 @@ class _AnySource(Config):
     origin: str | None = None
     """Where the data comes from: a URL."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        raise NotImplementedError
-
     @model_validator(mode="after")
     def _check_place(self) -> Self:
         if bool(self.files) == (self.hub is not None):

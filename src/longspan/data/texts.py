@@ -33,7 +33,7 @@ def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) ->
     for number, row in part.read(source, on_error):
         try:
             columns = {name: read(row, column) for name, column, read in wanted}
-        except _Unfit as unfit:
+        except Unfit as unfit:
             on_error(_broken_row(unfit.what, part.name, number, unfit.remedy, row))
             continue
         yield Texts(part.name, number, columns)
@@ -50,7 +50,9 @@ def _broken_row(what: str, file: str, number: int, remedy: str, row: Mapping[str
     return BrokenRow(what, file=file, number=number, remedy=remedy, raw=raw)
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
+    """A row lacks what is asked of it: what is wrong, and what to do about it where rows are prepared."""
+
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
         self.what, self.remedy = what, remedy
@@ -70,33 +72,39 @@ def _none(row: Row, column: str) -> list[str]:
 
 
 def _text(row: Row, column: str) -> list[str]:
-    return [_checked(row[column] if column in row else _listed(row, column), column)]
+    return [_checked(value_of(row, column), column)]
 
 
-def _listed(row: Row, column: str) -> Any:
-    """Of a column "pos.0" that the row does not have: the first of what its column "pos" lists."""
+def value_of(row: Row, column: str) -> Any:
+    """What a row has in a column; of a column "pos.0" that it does not have, the first of what its column "pos" lists.
+
+    Raises:
+        Unfit: it has neither, or the list is too short.
+    """
+    if column in row:
+        return row[column]
     name, dot, place = column.rpartition(".")
     values = row.get(name) if dot and place.isdecimal() else None
     if not isinstance(values, list):
-        raise _Unfit(
+        raise Unfit(
             f"the row has no column {column!r}",
             f"its columns are: {', '.join(map(str, row))}; name the right one in the source",
         )
     if int(place) >= len(values):
-        raise _Unfit(f"{name!r} lists {len(values)} texts, and none at place {place} (from 0)", _CORRECT_OR_SKIP)
+        raise Unfit(f"{name!r} lists {len(values)} texts, and none at place {place} (from 0)", _CORRECT_OR_SKIP)
     return values[int(place)]
 
 
 def _texts(row: Row, column: str) -> list[str]:
     texts = row.get(column)
     if not isinstance(texts, list):
-        raise _Unfit(f"column {column!r} does not list texts", f'write it as a list: "{column}": ["...", "..."]')
+        raise Unfit(f"column {column!r} does not list texts", f'write it as a list: "{column}": ["...", "..."]')
     return [_checked(text, column) for text in texts]
 
 
 def _checked(text: Any, column: str) -> str:
     if text is not None and not isinstance(text, str):
-        raise _Unfit(f"{column!r} is not a text", _CORRECT_OR_SKIP)
+        raise Unfit(f"{column!r} is not a text", _CORRECT_OR_SKIP)
     if not text or text.isspace():
-        raise _Unfit(f"{column!r} is empty", _CORRECT_OR_SKIP)
+        raise Unfit(f"{column!r} is empty", _CORRECT_OR_SKIP)
     return text
