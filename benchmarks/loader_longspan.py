@@ -11,7 +11,8 @@ from pathlib import Path
 
 from benchmarks.loader_rows import BATCH, MAX_DOCUMENT, MAX_QUERY
 from benchmarks.loader_turns import report, serve, start_times
-from longspan.data.collate import PairBatch, PairCollator, pair_plan
+from longspan.data.batch import PairBatch
+from longspan.data.collate import PairCollator, pair_plan
 from longspan.data.dataset import Dataset
 from longspan.data.loader import Loader
 

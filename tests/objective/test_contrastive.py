@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from longspan.data.collate import PairBatch
+from longspan.data.batch import PairBatch
 from longspan.errors import LongspanError
 from longspan.objective.contrastive import Contrastive
 from longspan.objective.gradcache import embed_in_chunks

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longspan.data.collate import MaskedBatch
+from longspan.data.batch import MaskedBatch
 from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
 from longspan.text.packed import Packed
 from tests.objective import naive

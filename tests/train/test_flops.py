@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.data.batch import MaskedBatch, PairBatch
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.pooling import PooledEncoder

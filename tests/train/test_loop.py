@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longspan.data.collate import PairBatch
+from longspan.data.batch import PairBatch
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.model.hub import read_safetensors

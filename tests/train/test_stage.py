@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.data.batch import MaskedBatch, PairBatch
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.model.heads import MaskedLanguageModel

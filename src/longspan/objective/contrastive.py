@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from longspan.data.collate import PairBatch
+from longspan.data.batch import PairBatch
 from longspan.errors import LongspanError
 from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.losses import Hashes, InfoNCEConfig, Pairs, Sums, info_nce

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from longspan.config import Config
-from longspan.data.collate import MaskedBatch
+from longspan.data.batch import MaskedBatch
 from longspan.objective.world import Alone, World, adding_summed_gradients
 from longspan.text.packed import Packed, join
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.data.batch import MaskedBatch, PairBatch
 from longspan.files import atomic_path
 from longspan.text.packed import Packed
 

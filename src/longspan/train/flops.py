@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.data.batch import MaskedBatch, PairBatch
 from longspan.errors import LongspanError
 from longspan.model.config import EncoderConfig
 from longspan.train.cost import Workload, operations
