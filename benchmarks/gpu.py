@@ -1,7 +1,8 @@
 """What must hold and what is fast on a GPU, in one call: correctness first, then speed.
 
-`python -m benchmarks.gpu` on a machine with CUDA (meant for nine minutes on an H200); `--smoke` runs every section at a
-tiny size on the CPU and writes no record. A section that fails leaves its traceback in the record; the others go on.
+`python -m benchmarks.gpu` on a machine with CUDA (meant for nine minutes on an H200); `--only SECTION ...` runs some
+sections; `--smoke` runs every section at a tiny size on the CPU and writes no record. A section that fails leaves its
+traceback in the record; the others go on. Needs neither pyarrow nor a network.
 """
 
 from __future__ import annotations
@@ -15,24 +16,34 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-import longspan.model.encoder as encoder_module
+from benchmarks.gpu_contrastive import contrastive_step, finetuning_step, projection
+from benchmarks.gpu_setup import (
+    H200,
+    SMOKE,
+    Setup,
+    encoder_of,
+    forget_peak,
+    peak_gib,
+    random_texts,
+    seconds_of,
+    timed,
+)
 from benchmarks.record import write_record
 from longspan.embedder import Embedder
 from longspan.model.attention import attention
-from longspan.model.config import EmbeddingConfig, EncoderConfig
+from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.heads import MaskedLanguageModel
-from longspan.model.pooling import pool
-from longspan.text.packed import Packed, join
+from longspan.model.pooling import PooledEncoder, pool
+from longspan.text.packed import join
 from longspan.text.tokenizer import Tokenizer
+from longspan.train.blocks import prepare_blocks
 
 MASKED_SHARE = 0.3
 RAGGED = (12, 40, 120, 250, 500, 800, 1500, 2048)
@@ -40,36 +51,13 @@ RAGGED = (12, 40, 120, 250, 500, 800, 1500, 2048)
 WORDS = ("how do I read a file", "def area(radius): return radius", "the quick brown fox", "long context")
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Where, how large and how often."""
-
-    device: torch.device
-    encoder: EncoderConfig
-    row: int
-    """Tokens of a packed training row."""
-    rows: int
-    repeats: int
-    """How often the ragged lengths occur in what is embedded."""
-    steps: int
-    matrix: int
-    batch_sizes: tuple[int, ...]
-    """Of sentence-transformers."""
-
-
-H200 = Setup(torch.device("cuda"), EncoderConfig(), 2048, 32, 32, 10, 8192, (8, 32, 128))
-SMOKE = Setup(
-    torch.device("cpu"),
-    EncoderConfig(vocab_size=128, width=64, num_layers=2, num_heads=4, inner_width=96, trained_length=64),
-    64, 2, 1, 2, 128, (4,),
-)  # fmt: skip
-
-
 def main() -> None:
     """Run all sections and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, no record")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="run these sections (default: all)")
+    arguments = parser.parse_args()
+    smoke = arguments.smoke
     if not smoke and not torch.cuda.is_available():
         raise SystemExit("there is no CUDA device here: --smoke runs the sections at a tiny size on the CPU")
     setup = SMOKE if smoke else H200
@@ -82,9 +70,15 @@ def main() -> None:
         "embedding": _embedding,
         "mlm_step_compiled": lambda setup: _mlm(setup, compiled=True),
         "recompilations": _recompilations,
+        "contrastive_step": lambda setup: contrastive_step(setup, _matrix_rate(setup)),
+        "finetuning_step": lambda setup: finetuning_step(setup, _matrix_rate(setup)),
     }
-    result = {}
+    if unknown := set(arguments.only or ()) - set(sections):
+        raise SystemExit(f"there is no section {', '.join(sorted(unknown))}: choose from {', '.join(sections)}")
+    result: dict[str, Any] = {}
     for name, section in sections.items():
+        if arguments.only and name not in arguments.only:
+            continue
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
         try:
@@ -95,6 +89,7 @@ def main() -> None:
         torch._dynamo.reset()
         if setup.device.type == "cuda":
             torch.cuda.empty_cache()
+    result["projection_8_gpus"] = projection(result)
     failed = [name for name, value in result.items() if isinstance(value, dict) and "failed" in value]
     if not smoke:
         write_record("gpu", result)
@@ -108,7 +103,7 @@ def main() -> None:
 def _attention(setup: Setup) -> dict[str, float]:
     """Largest error of the kernel, in bf16 and fp16, against plain softmax attention in float64 on the same inputs."""
     lengths = [1, 7, 7, 64, min(300, setup.encoder.max_length), setup.row]
-    packed = _texts(lengths, setup)
+    packed = random_texts(lengths, setup)
     shape = (3, packed.num_tokens, setup.encoder.num_heads, setup.encoder.head_size)
     generator = torch.Generator().manual_seed(0)
     errors = {}
@@ -127,16 +122,16 @@ def _attention(setup: Setup) -> dict[str, float]:
 
 def _vectors(setup: Setup) -> dict[str, float]:
     """Smallest cosine of text vectors with float64's on the CPU: float32, autocast to bf16, bf16 and fp16 weights."""
-    packed = _texts([1, 7, 64, setup.row], setup)
-    encoder = _encoder(setup)
+    packed = random_texts([1, 7, 64, setup.row], setup)
+    encoder = encoder_of(setup)
     with torch.inference_mode():
         on_cpu = packed.to("cpu")
-        exact_BD = pool(_encoder(setup).cpu().double()(on_cpu), on_cpu, "mean")
+        exact_BD = pool(encoder_of(setup).cpu().double()(on_cpu), on_cpu, "mean")
         found = {"float32": encoder(packed)}
         with torch.autocast(setup.device.type, torch.bfloat16):
             found["autocast bfloat16"] = encoder(packed)
         for dtype in (torch.bfloat16, torch.float16):
-            found[str(dtype)] = _encoder(setup).to(dtype)(packed)
+            found[str(dtype)] = encoder_of(setup).to(dtype)(packed)
     cosines = {
         name: float(torch.cosine_similarity(pool(h_TD, packed, "mean").cpu().double(), exact_BD).min())
         for name, h_TD in found.items()
@@ -147,11 +142,11 @@ def _vectors(setup: Setup) -> dict[str, float]:
 
 def _composition(setup: Setup) -> dict[str, float]:
     """Largest difference of a text's unit vector between alone and in a batch, by dtype."""
-    packs = [_texts([n], setup, seed=i) for i, n in enumerate([5, 33, 64, setup.row, 9])]
+    packs = [random_texts([n], setup, seed=i) for i, n in enumerate([5, 33, 64, setup.row, 9])]
     together = join(packs)
     differences = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        encoder = _encoder(setup).to(dtype)
+        encoder = encoder_of(setup).to(dtype)
         with torch.inference_mode():
             alone_BD = torch.cat([pool(encoder(one), one, "mean") for one in packs])
             both = (torch.nn.functional.normalize(x) for x in (alone_BD, pool(encoder(together), together, "mean")))
@@ -168,7 +163,7 @@ def _composition(setup: Setup) -> dict[str, float]:
 @functools.cache
 def _matrix_rate(setup: Setup) -> float:
     a, b = (torch.randn(setup.matrix, setup.matrix, device=setup.device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * setup.matrix**3 / _seconds(lambda: a @ b, setup) / 1e12
+    return 2 * setup.matrix**3 / seconds_of(lambda: a @ b, setup) / 1e12
 
 
 def _mlm(setup: Setup, *, compiled: bool) -> dict[str, Any]:
@@ -178,7 +173,7 @@ def _mlm(setup: Setup, *, compiled: bool) -> dict[str, Any]:
     initialize(model, seed=0)
     model = model.to(setup.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=setup.device.type == "cuda")
-    packed = _texts([setup.row] * setup.rows, setup)
+    packed = random_texts([setup.row] * setup.rows, setup)
     count = int(MASKED_SHARE * packed.num_tokens)
     masked_M = torch.randperm(packed.num_tokens, generator=torch.Generator().manual_seed(0))[:count].sort().values
     masked_M = masked_M.to(setup.device)
@@ -193,11 +188,11 @@ def _mlm(setup: Setup, *, compiled: bool) -> dict[str, Any]:
         (loss / count).backward()
         optimizer.step()
 
-    _forget_peak(setup)
+    forget_peak(setup)
     began = time.perf_counter()
     step()
     first = time.perf_counter() - began
-    seconds = _seconds(step, setup)
+    seconds = seconds_of(step, setup)
     # Model FLOPs as in peers.md D: 6 per weight of the layers and token, attention 12 * layers * width * length, and
     # the head's two products for masked tokens only. Nothing that is computed twice counts twice.
     weights = sum(p.numel() for p in model.encoder.layers.parameters())
@@ -210,7 +205,7 @@ def _mlm(setup: Setup, *, compiled: bool) -> dict[str, Any]:
         "tflops": tflops,
         "share_of_matrix_rate": tflops / _matrix_rate(setup),
         "first_step_seconds": first,
-        "peak_memory_gib": _peak(setup),
+        "peak_memory_gib": peak_gib(setup),
     }
 
 
@@ -243,9 +238,9 @@ def _embedding(setup: Setup) -> dict[str, Any]:
         rates, memory = {}, {}
         for name, run in candidates.items():
             run()
-            _forget_peak(setup)
-            rates[name] = tokens / statistics.median(_timed(run, setup) for _ in range(3))
-            memory[name] = _peak(setup)
+            forget_peak(setup)
+            rates[name] = tokens / statistics.median(timed(run, setup) for _ in range(3))
+            memory[name] = peak_gib(setup)
     best = max((name for name in rates if not name.startswith("longspan")), key=rates.__getitem__)
     own = max((name for name in rates if name.startswith("longspan")), key=rates.__getitem__)
     results |= {"texts": len(texts), "tokens": tokens, "tokens_per_second": rates, "peak_memory_gib": memory}
@@ -275,68 +270,21 @@ def _recompilations(setup: Setup) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     counters.clear()
-    encoder = _encoder(setup)
+    encoder = encoder_of(setup)
     _compile_layers(encoder)
     rng = np.random.default_rng(0)
     compiled_after = []
     with torch.inference_mode(), torch.autocast(setup.device.type, dtype=torch.bfloat16):
         for _ in range(20):
             lengths = rng.integers(2, setup.row, rng.integers(2, 6)).tolist()
-            encoder(_texts(lengths, setup))
+            encoder(random_texts(lengths, setup))
             compiled_after.append(int(counters["stats"]["unique_graphs"]))
     assert compiled_after[-1] == compiled_after[4], f"still compiling after five batches: {compiled_after}"
     return {"graphs_after_each_batch": compiled_after, "graph_breaks": sum(counters["graph_break"].values())}
 
 
-# --- small things ----------------------------------------------------------------------------------------------------
-
-
 def _compile_layers(encoder: Encoder) -> None:
-    # Norms, activation and rotary are fused. Attention reads the lengths on the host: compiled along with the rest, it
-    # would make every batch a program of its own.
-    encoder_module.attention = torch.compiler.disable(attention)
-    for layer in encoder.layers:
-        layer.compile(dynamic=True)
-
-
-def _encoder(setup: Setup) -> Encoder:
-    encoder = Encoder(setup.encoder)
-    initialize(encoder, seed=0)
-    return encoder.to(setup.device).eval()
-
-
-def _texts(lengths: list[int], setup: Setup, seed: int = 0) -> Packed:
-    rng = np.random.default_rng(seed)
-    ids = [rng.integers(5, setup.encoder.vocab_size, n) for n in lengths]
-    return Packed.of(ids).to(setup.device)
-
-
-def _seconds(run: Callable[[], Tensor | None], setup: Setup) -> float:
-    for _ in range(3):
-        run()
-    return _timed(lambda: [run() for _ in range(setup.steps)], setup) / setup.steps
-
-
-def _timed(run: Callable[[], Any], setup: Setup) -> float:
-    _wait(setup)
-    began = time.perf_counter()
-    run()
-    _wait(setup)
-    return time.perf_counter() - began
-
-
-def _wait(setup: Setup) -> None:
-    if setup.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _forget_peak(setup: Setup) -> None:
-    if setup.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(setup: Setup) -> float | None:
-    return torch.cuda.max_memory_allocated() / 2**30 if setup.device.type == "cuda" else None
+    prepare_blocks(PooledEncoder(encoder, "mean"), compiled=True, checkpointed=False)
 
 
 if __name__ == "__main__":
