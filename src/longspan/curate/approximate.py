@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from longspan.curate.neighbours import Exclude, check_exclude, score_pairs, top_k
+from longspan.curate.neighbours import Exclude, best_of, check_exclude, score_pairs, top_k
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
 
@@ -220,7 +220,7 @@ class Searcher:
             indices_RC = _without(indices_RC, exclude.rows(order_R))
         scores_RC = score_pairs(queries_RD[order_R], self._documents_MD, indices_RC)
         scores_RK, indices_RK = np.empty((len(few_R), k), np.float32), np.empty((len(few_R), k), np.int64)
-        scores_RK[order_R], indices_RK[order_R] = _best(scores_RC, indices_RC, k)
+        scores_RK[order_R], indices_RK[order_R] = best_of(scores_RC, indices_RC, k)
         # A row that its lists left short, too, gets what every other row gets: the nearest there are.
         again = np.flatnonzero(~few_R | (indices_RK[:, -1] < 0))
         if len(again):
@@ -317,18 +317,6 @@ def _without(indices_RC: np.ndarray, exclude: Exclude) -> np.ndarray:
     owner_P = np.repeat(np.arange(len(indices_RC)), np.diff(exclude.offsets))
     pairs_RC = np.arange(len(indices_RC))[:, None] * base + indices_RC
     return np.where((indices_RC < 0) | np.isin(pairs_RC, owner_P * base + exclude.indices), -1, indices_RC)
-
-
-def _best(scores_RC: np.ndarray, indices_RC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The K best of each row, equal scores by the lower index; filled up with -inf and -1."""
-    order_RC = np.lexsort((indices_RC, -scores_RC), axis=1)[:, :k]
-    missing = max(0, k - indices_RC.shape[1])
-    scores_RK = np.take_along_axis(scores_RC, order_RC, axis=1)
-    indices_RK = np.take_along_axis(indices_RC, order_RC, axis=1)
-    return (
-        np.pad(scores_RK, ((0, 0), (0, missing)), constant_values=-np.inf),
-        np.pad(indices_RK, ((0, 0), (0, missing)), constant_values=-1),
-    )
 
 
 def _recall(found: tuple[np.ndarray, np.ndarray], truth: tuple[np.ndarray, np.ndarray]) -> float:

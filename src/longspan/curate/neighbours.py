@@ -208,6 +208,18 @@ def score_pairs(
     return scores_NK
 
 
+def best_of(scores_RC: np.ndarray, indices_RC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The K best of R rows of C scored candidates, equal scores by the lower index; filled up with -inf and -1."""
+    order_RC = np.lexsort((indices_RC, -scores_RC), axis=1)[:, :k]
+    missing = max(0, k - indices_RC.shape[1])
+    scores_RK = np.take_along_axis(scores_RC, order_RC, axis=1)
+    indices_RK = np.take_along_axis(indices_RC, order_RC, axis=1)
+    return (
+        np.pad(scores_RK, ((0, 0), (0, missing)), constant_values=-np.inf),
+        np.pad(indices_RK, ((0, 0), (0, missing)), constant_values=-1),
+    )
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Some rows of a matrix on the device, with their lengths in float64."""
