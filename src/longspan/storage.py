@@ -151,7 +151,8 @@ class Storage(Config):
             return np.packbits(vectors_ND > 0, axis=1)
         assert self.ranges is not None
         step_D = np.where(self.ranges.step_D == 0, np.float32(1), self.ranges.step_D)
-        bins_ND = np.floor((vectors_ND - self.ranges.lowest_D) / step_D)
+        with np.errstate(over="ignore"):  # far outside a narrow range: the last bin
+            bins_ND = np.floor((vectors_ND - self.ranges.lowest_D) / step_D)
         return (bins_ND.clip(0, _BINS - 1) - _BINS // 2).astype(np.int8)
 
     def decode(self, stored_NS: np.ndarray) -> np.ndarray:
