@@ -276,10 +276,11 @@ def test_curate_filter_takes_several_sources(work, run):
         '[[source]]\nname = "one"\nfiles = "pairs.jsonl"\n'
         '[[source]]\nname = "two"\nfiles = "beir"\nquery_task = "clustering"\ndocument_task = "clustering"\n'
     )
-    out = run("curate filter list.toml --teacher runs/fine --threshold -1 --out several")
+    out = run("curate filter list.toml --teacher runs/fine --precision bfloat16 --threshold -1 --out several")
     assert out.splitlines() == [f"{name}: kept 40 of 40 pairs: several/{name}/kept.jsonl" for name in ("one", "two")]
     assert json.loads(Path("several/report.json").read_text())["sources"]["two"]["kept"] == 40
     assert Path("several/report.html").is_file()
+    assert json.loads(Path("several/one/report.json").read_text())["teacher_precision"] == "bfloat16"
 
 
 def test_curate_explain_says_why(work, run):

@@ -20,7 +20,7 @@ class WordsEmbedder:
     name = "words"
 
     def __init__(self, fingerprint: str = "words-1") -> None:
-        self.fingerprint = fingerprint
+        self.fingerprint, self.precision = fingerprint, "float32"
         self.embedded: list[tuple[str, str | None, int | None]] = []
         self.calls_left: int | None = None
 

@@ -125,7 +125,7 @@ def test_vectors_of_half_precision_on_disk(tmp_path):
 
 
 def test_progress_counts_queries(monkeypatch):
-    monkeypatch.setattr(approximate, "BLOCK_ROWS", 700)
+    monkeypatch.setattr(approximate.screening, "QUERIES", 700)
     done: list[int] = []
     in_blocks = nearest(QUERIES_ND, DOCUMENTS_MD, 3, exact=True, progress=done.append)
     assert done == [700, 700, 100]
@@ -141,6 +141,7 @@ def test_progress_counts_queries(monkeypatch):
     [(3999, 10**6, "cpu", False), (4000, 10**6, "cpu", True), (3999, 10**7, "cpu", True), (3999, 10**6, "meta", True)],
 )
 def test_an_index_is_for_a_large_corpus_on_a_cpu(monkeypatch, documents, pairs, device, exact):
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: False)
     monkeypatch.setattr(approximate, "EXACT_DOCUMENTS", documents)
     monkeypatch.setattr(approximate, "EXACT_PAIRS", pairs)
     # An index that is chosen is built: that is all that is looked at here.
@@ -149,6 +150,18 @@ def test_an_index_is_for_a_large_corpus_on_a_cpu(monkeypatch, documents, pairs, 
     monkeypatch.setattr(approximate, "_build", lambda *given: built.append(1) or build(*given))
     opened = Searcher.open(QUERIES_ND[:600], DOCUMENTS_MD, 3, target_recall=0.5, device=device)
     assert opened.search.exact == exact == (not built)
+
+
+@needs_faiss
+@pytest.mark.parametrize(("most", "screened"), [(600 * 4000, True), (600 * 4000 - 1, False)])
+def test_a_processor_with_tiles_searches_exactly_for_longer(monkeypatch, most, screened):
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: True)
+    monkeypatch.setattr(approximate, "EXACT_DOCUMENTS", 10)
+    monkeypatch.setattr(approximate, "EXACT_PAIRS", 10)
+    monkeypatch.setattr(approximate, "SCREENED_PAIRS", most)
+    search = Searcher.open(QUERIES_ND[:600], DOCUMENTS_MD, 3, target_recall=0.5).search
+    assert (search.exact, search.screened, search.ranks_all) == (screened, screened, False)
+    assert Searcher.open(QUERIES_ND[:600], DOCUMENTS_MD, 3, exact=True).search.ranks_all, "as it was asked for"
 
 
 def test_without_faiss_large_corpora_are_searched_exactly_and_an_index_is_refused(monkeypatch):

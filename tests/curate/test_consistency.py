@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from longspan.curate import consistency
+from longspan.curate import approximate, consistency
 from longspan.curate.consistency import (
     JUDGED,
     PairVectors,
@@ -158,6 +158,20 @@ def test_an_index_keeps_every_pair_that_exact_search_keeps(tmp_path, monkeypatch
     monkeypatch.setattr(consistency.Searcher, "open", None)
     np.testing.assert_array_equal(judge(vectors, blocks=tmp_path, on_search=searches.append), found_N)
     assert searches[2] == searches[0], "told when nothing is left to do, too"
+
+
+def test_a_large_sample_that_is_screened_has_ranks_up_to_the_depth(monkeypatch):
+    generator = np.random.default_rng(0)
+    queries_ND, documents_ND = generator.normal(size=(2, 700, 16)).astype(np.float32)
+    vectors, searches = PairVectors.of(queries_ND, documents_ND, [str(n) for n in range(700)]), []
+    exact_N = judge(vectors, searching=Searching("exact"))
+    for name, value in (("EXACT_DOCUMENTS", 10), ("EXACT_PAIRS", 10)):
+        monkeypatch.setattr(approximate, name, value)
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: True)
+    found_N = judge(vectors, searching=Searching(depth=10), on_search=searches.append)
+    assert searches[0].exact
+    assert searches[0].screened
+    np.testing.assert_array_equal(found_N["rank"], exact_N["rank"].clip(max=10))
 
 
 @given(pairs(), st.integers(1, 5))

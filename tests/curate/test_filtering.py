@@ -308,7 +308,7 @@ def test_a_real_encoder_is_a_teacher(tmp_path, small_embedder):
 class BagOfWords:
     """A teacher that needs no weights: the words of a text, hashed to random directions, rare words counting more."""
 
-    dim, name, fingerprint = 256, "words", "bag-1"
+    dim, name, fingerprint, precision = 256, "words", "bag-1", "float32"
 
     def embed(self, texts, **options):
         vectors_ND = np.stack([sum(map(self._direction, set(re.findall(r"\w+", text.lower())))) for text in texts])

@@ -85,11 +85,11 @@ def near_ties(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return queries_ND, documents_MD
 
 
-@given(searches())
-def test_top_k_equals_brute_force(search: dict[str, Any]) -> None:
+@given(searches(), st.booleans())
+def test_top_k_equals_brute_force(search: dict[str, Any], coarse: bool) -> None:
     forbidden = search.pop("forbidden")
     expected = brute_top_k(brute_scores(search["queries_ND"], search["documents_MD"]), search["k"], forbidden)
-    scores_NK, indices_NK = top_k(**search, exclude=Exclude.of([list(row) for row in forbidden]))
+    scores_NK, indices_NK = top_k(**search, exclude=Exclude.of([list(row) for row in forbidden]), coarse=coarse)
     np.testing.assert_array_equal(indices_NK, expected[1])
     np.testing.assert_array_equal(scores_NK, expected[0])
     assert (scores_NK.dtype, indices_NK.dtype) == (np.float32, np.int64)

@@ -110,14 +110,45 @@ def test_plain_values_are_a_page_of_tables(tmp_path):
         "names": ["one", "two"],
         "nothing": [],
         "candidates": None,
+        "lengths": {"mean": 2.5, "histogram": {"up to 8": 0, "up to 16": 3, "up to 32": 1, "beyond": 0}},
+        "kinds": {"first": {"pairs": 3}, "second": {"pairs": 4, "left_out": {"too_short": 2}}},
+        "benchmarks": {"one": {"texts": {"queries": {"met": 1}}, "examples": [{"row": 5, "text": "met here"}]}},
     }
     write_values(tmp_path, "dedup", values)
     assert json.loads((tmp_path / "report.json").read_text()) == values
     page = Page((tmp_path / "report.html").read_text("utf-8"))
     assert not page.open
-    for text in ("dedup", "12,345", "query: 1", NASTY, "dropped", "1, 2", "two", "none"):
+    for text in (
+        "dedup",
+        "12,345",
+        "query: 1",
+        NASTY,
+        "dropped",
+        "1, 2",
+        "two",
+        "none",
+        "up to 16",
+        "too short: 2",
+        "met here",
+    ):
         assert text in page.text
-    assert "nothing" not in page.text
+    assert page.counts["rect"] == 2, "bars from the first to the last that there is"
+    for text in ("nothing", "up to 8", "beyond", "left_out"):
+        assert text not in page.text
+
+
+def test_a_search_is_told_in_words(tmp_path):
+    index = {"exact": False, "num_lists": 400, "num_probes": 8, "recall": 0.987, "num_measured": 1000}
+    for search, said in (
+        (
+            {"exact": True, "screened": True, "ranks_known_to": 20},
+            "every document was looked at; ranks are known up to 20",
+        ),
+        ({"exact": True}, "every document was looked at"),
+        (index, "8 of an index's 400 lists, which find 98.7% of the nearest documents (measured on 1,000 queries)"),
+    ):
+        write_report(tmp_path, Report("mine", "a", {"search": search}))
+        assert said in Page((tmp_path / "report.html").read_text("utf-8")).text
 
 
 @given(st.lists(st.floats(-1, 1, width=32)), st.lists(st.floats(-1, 1, width=32)))

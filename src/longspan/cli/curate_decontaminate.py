@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import at_least_1, declare, load_embedder
+from longspan.cli.common import add_precision, at_least_1, declare, load_embedder
 
 
 def add(steps: Any) -> None:
@@ -41,6 +41,7 @@ def add(steps: Any) -> None:
     )
     parser.add_argument("--task", default="classification", help="the teacher's task for all texts (%(default)s)")
     parser.add_argument("--max-length", type=int, help="the teacher reads at most this many tokens of a text")
+    add_precision(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result and its report")
 
 
@@ -61,7 +62,7 @@ def _decontaminate(parsed: argparse.Namespace) -> None:
     )
     judge = None
     if parsed.teacher is not None:
-        teacher = load_embedder(parsed.teacher)
+        teacher = load_embedder(parsed.teacher, parsed.precision)
         judge = Judge(teacher, parsed.similarity, parsed.out / "vectors", parsed.task, parsed.max_length)
     files = find_files(tuple(parsed.files))
     with Bar("decontaminate", count_rows(files)) as bar:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longspan.cli.common import add_searching, at_least_1, declare, load_embedder, usage_error
+from longspan.cli.common import add_precision, add_searching, at_least_1, declare, load_embedder, usage_error
 from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 from longspan.errors import LongspanError
 
@@ -45,6 +45,7 @@ def add(steps: Any) -> None:
     )
     parser.add_argument("--document-task", metavar="TASK", help="its task for documents (search_document)")
     parser.add_argument("--max-length", type=at_least_1, help="the teacher reads at most this many tokens of a text")
+    add_precision(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the result and its report; of a .toml, a folder per source"
     )
@@ -59,7 +60,7 @@ def _filter(parsed: argparse.Namespace) -> None:
 
     sources = _sources(parsed)
     folders = [parsed.out / source.name if _is_list(parsed) else parsed.out for source in sources]
-    embedder = load_embedder(parsed.teacher)
+    embedder = load_embedder(parsed.teacher, parsed.precision)
     reports = []
     with open_engine(parsed, embedder, "curate filter") as engine:
         for source, folder in zip(sources, folders, strict=True):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import add_searching, declare, load_embedder, usage_error
+from longspan.cli.common import add_precision, add_searching, declare, load_embedder, usage_error
 from longspan.cli.engine import add_engine, open_engine, say_throughput, show_with
 
 
@@ -43,6 +43,7 @@ def add(steps: Any) -> None:
     parser.add_argument("--query-task", default="search_query", help="task of the queries (%(default)s)")
     parser.add_argument("--document-task", default="search_document", help="task of the documents (%(default)s)")
     parser.add_argument("--max-length", type=int, help="the teacher reads at most this many tokens of a text")
+    add_precision(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result and its report")
     add_engine(parser)
 
@@ -68,7 +69,7 @@ def _mine(parsed: argparse.Namespace) -> None:
         if parsed.teacher is None:
             report = draw_source(source, parsed.out, parsed.random, pool=pool, seed=parsed.seed, progress=bars.show)
         else:
-            embedder = load_embedder(parsed.teacher)
+            embedder = load_embedder(parsed.teacher, parsed.precision)
             with open_engine(parsed, embedder, "curate mine") as engine:
                 report = mine_source(
                     source,

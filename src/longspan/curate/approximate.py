@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from longspan.curate import screening
 from longspan.curate.neighbours import Exclude, best_of, check_exclude, score_pairs, top_k
+from longspan.curate.pair_scores import slices
 from longspan.errors import LongspanError
 from longspan.files import atomic_path
 
@@ -30,6 +32,9 @@ EXACT_DOCUMENTS = 50_000
 
 EXACT_PAIRS = 5_000_000_000
 """Up to so many pairs of a query and a document too: building an index would take as long."""
+
+SCREENED_PAIRS = 2_000_000_000_000
+"""And up to so many where the processor screens documents with coarse products (`screening.py`)."""
 
 TARGET_RECALL = 0.98
 """The part of the true neighbours that an approximate search is to find."""
@@ -54,6 +59,8 @@ class Search:
 
     Attributes:
         exact: whether every document was looked at.
+        screened: and with coarse products at that, because an index would have taken longer. Whoever counts how many
+            documents score above one of them then looks at the nearest only, as with an index.
         num_lists, num_probes: the index's lists, and how many of them a query looks at; 0 where the search is exact.
         index_bytes: memory of the index: codes, numbers and centroids.
         recall: the measured part of the true neighbours that is found; 1 where the search is exact.
@@ -66,6 +73,12 @@ class Search:
     index_bytes: int = 0
     recall: float = 1.0
     num_measured: int = 0
+    screened: bool = False
+
+    @property
+    def ranks_all(self) -> bool:
+        """Whether a document's place is looked for among all documents, or among the nearest only."""
+        return self.exact and not self.screened
 
     def report(self) -> dict[str, Any]:
         """The attributes, for a report."""
@@ -127,7 +140,8 @@ def nearest(
         documents_MD: (M, D) likewise.
         k: how many to keep, at least 1.
         exact: True: look at every document. False: use an index. None: an index above `EXACT_DOCUMENTS` documents and
-            `EXACT_PAIRS` pairs, if FAISS is installed and `device` is a CPU.
+            `EXACT_PAIRS` pairs (`SCREENED_PAIRS` where the processor has matrix tiles for bfloat16), if FAISS is
+            installed and `device` is a CPU.
         target_recall: the part of the true neighbours that an index is to find, above 0 and at most 1. Where that would
             take more than a quarter of the lists, the search is exact.
         exclude: per query, documents that are never returned.
@@ -145,8 +159,7 @@ def nearest(
     )
     scores_NK = np.empty((len(queries_ND), k), dtype=np.float32)
     indices_NK = np.empty((len(queries_ND), k), dtype=np.int64)
-    for start in range(0, len(queries_ND), BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, len(queries_ND)))
+    for rows in slices(len(queries_ND), screening.QUERIES if searcher.search.exact else BLOCK_ROWS):
         part = None if exclude is None else exclude.rows(rows)
         scores_NK[rows], indices_NK[rows] = searcher.find(queries_ND[rows], k, part)
         if progress is not None:
@@ -187,7 +200,8 @@ class Searcher:
         """
         check_recall(target_recall)
         if not _wants_index(len(queries_ND), len(documents_MD), exact, device):
-            return cls(documents_MD, Search(exact=True), None, device)
+            screened = exact is None and _is_large(len(queries_ND), len(documents_MD), device)
+            return cls(documents_MD, Search(exact=True, screened=screened and screening.has_tiles()), None, device)
         choosing, measuring = _samples(len(queries_ND), seed)
         # The exact searches come first: they read every document, and refuse what is broken.
         truth = [top_k(queries_ND[rows], documents_MD, k, device=device) for rows in (choosing, measuring)]
@@ -257,14 +271,20 @@ def _wants_index(num_queries: int, num_documents: int, exact: bool | None, devic
         if not exact:
             _faiss()
         return not exact and num_queries > 0 and num_documents > 0
-    large = num_documents > EXACT_DOCUMENTS and num_queries * num_documents > EXACT_PAIRS
-    if not large or torch.device(device).type != "cpu":
+    if not _is_large(num_queries, num_documents, device):
+        return False
+    if screening.has_tiles() and num_queries * num_documents <= SCREENED_PAIRS:
         return False
     try:
         _faiss()
     except LongspanError:
         return False
     return True
+
+
+def _is_large(num_queries: int, num_documents: int, device: str | torch.device) -> bool:
+    large = num_documents > EXACT_DOCUMENTS and num_queries * num_documents > EXACT_PAIRS
+    return large and torch.device(device).type == "cpu"
 
 
 def _faiss() -> Any:

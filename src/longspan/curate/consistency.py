@@ -32,7 +32,7 @@ QUERIES_PER_BLOCK = 2**14
 """Pairs ranked and saved at a time: what a kill costs at most."""
 
 DEPTH = 20
-"""Neighbours that an index looks for at least: ranks are known up to there."""
+"""Neighbours that are looked for in a large sample at least: ranks are known up to there."""
 
 INDEX, SEARCH = ".faiss", ".json"
 """Of a sample, beside its finished blocks: its index, and how it is searched."""
@@ -59,7 +59,7 @@ class Searching:
     Attributes:
         way: look at every document of a sample, or use an index (by size: see `nearest`).
         target_recall: the part of the true neighbours that an index is to find.
-        depth: neighbours that an index looks for. A rank that it gives is at most this, which then means "at least".
+        depth: neighbours that are looked for in a large sample. A rank is then at most this, which means "at least".
 
     Raises:
         LongspanError: the target is no part.
@@ -235,7 +235,7 @@ class _Opened:
         own_R = self.sample.own_R[part]
         block = np.empty(len(own_R), dtype=JUDGED)
         block["score"] = score_pairs(queries_RD, self.documents_MD, own_R[:, None], device=self.device)[:, 0]
-        if self.searcher.search.exact:
+        if self.searcher.search.ranks_all:
             block["rank"] = rank_of(queries_RD, self.documents_MD, own_R, device=self.device)
         else:
             scores_RK, _ = self.searcher.find(queries_RD, self.depth)

@@ -124,6 +124,7 @@ def _numbers(judged_N: np.ndarray, rule: Rule, state: State, searches: list[Sear
         "search": min(searches, key=lambda search: search.recall).report() | {"ranks_known_to": known},
         "teacher": state.teacher,
         "teacher_fingerprint": state.teacher_fingerprint,
+        "teacher_precision": state.teacher_precision,
         "teacher_max_length": state.max_length,
         "rank_quantiles": {str(q): float(np.quantile(rank_N, q)) for q in (0.25, 0.5, 0.75, 0.9, 0.99)},
         "score_quantiles": {str(q): float(np.quantile(score_N, q)) for q in (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)},

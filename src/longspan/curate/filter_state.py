@@ -34,6 +34,7 @@ class State(Config):
     pairs_fingerprint: str
     teacher: str
     teacher_fingerprint: str
+    teacher_precision: str = "float32"
     query_task: str
     document_task: str
     max_length: int | None
@@ -42,7 +43,7 @@ class State(Config):
     search: Literal["by size", "exact", "approximate"]
     target_recall: float
     depth: int
-    """Neighbours that an index looks for; 0 where there can be no index."""
+    """Neighbours that are looked for in large samples; 0 where there can be none."""
     query_vectors: str
     """Folder of the store, relative to the result's."""
     document_vectors: str
@@ -50,8 +51,8 @@ class State(Config):
 
     @property
     def key(self) -> str:
-        """What changes when a rank could."""
-        return sha256_json(self.model_dump(mode="json", exclude={"source", "teacher"}))
+        """What changes when a rank could; the precision is part of the fingerprint."""
+        return sha256_json(self.model_dump(mode="json", exclude={"source", "teacher", "teacher_precision"}))
 
 
 def read_state(out: Path) -> State:
@@ -76,7 +77,7 @@ def read_searches(out: Path) -> list[Search]:
 
 def known_ranks(state: State, searches: list[Search]) -> int | None:
     """Up to which rank the ranks are known; None: all are. A rank that is this means "at least"."""
-    return None if all(search.exact for search in searches) else state.depth
+    return None if all(search.ranks_all for search in searches) else state.depth
 
 
 def open_vectors(out: Path, state: State) -> PairVectors:

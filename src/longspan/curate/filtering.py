@@ -110,6 +110,7 @@ def filter_source(
         pairs_fingerprint=fingerprint,
         teacher=teacher.embedder.name,
         teacher_fingerprint=teacher.embedder.fingerprint,
+        teacher_precision=teacher.embedder.precision,
         query_task=teacher.query_task,
         document_task=teacher.document_task,
         max_length=teacher.max_length,

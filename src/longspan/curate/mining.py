@@ -180,6 +180,7 @@ def mine_source(
         "search": searcher.search.report(),
         "teacher": teacher.embedder.name,
         "teacher_fingerprint": teacher.embedder.fingerprint,
+        "teacher_precision": teacher.embedder.precision,
         "teacher_max_length": teacher.max_length,
     }
     series = {

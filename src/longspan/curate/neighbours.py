@@ -5,7 +5,7 @@ P (query, document) pairs; X is R or C.
 
 A float32 matrix product rounds differently for every block shape, library and device, so it alone can neither name
 the best documents nor break ties the same way twice. Here it only *screens*: a bound on its error tells which pairs
-could matter, and those are scored again by `_fixed_order_dot`, a float64 sum in one fixed order. Scores, ties and ranks
+could matter, and those are scored again by `fixed_order_dot`, a float64 sum in one fixed order. Scores, ties and ranks
 are therefore a function of the vectors alone: bit for bit the same for any block size, number of threads or device, and
 identical documents always get identical scores.
 """
@@ -14,12 +14,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from longspan.curate.pair_scores import (
+    LARGEST,
+    Rows,
+    check_range,
+    fixed_order_dot,
+    pair_scores,
+    score_named,
+    slices,
+    to_device,
+)
+from longspan.curate.screening import QUERIES, TooAlike, pays, screened_top_k
 from longspan.errors import LongspanError
 
 BLOCK_ROWS = 1024
@@ -28,13 +38,8 @@ BLOCK_ROWS = 1024
 BLOCK_DOCUMENTS = 16384
 """Documents per block unless told otherwise; with `BLOCK_ROWS` a block of scores is 64 MiB."""
 
-_PAIR_VALUES = 2**20
-"""Values held while pairs are scored again: 8 MiB of float64, which stays near the cache."""
-
 _INPUT_ROUNDING = {"tf32": 2.0**-10, "bf16": 2.0**-7}
 """Relative error of each factor where torch may shorten float32 before a matrix product; none otherwise."""
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Exclude(NamedTuple):
@@ -73,6 +78,7 @@ def top_k(
     block_documents: int = BLOCK_DOCUMENTS,
     exclude: Exclude | None = None,
     device: str | torch.device = "cpu",
+    coarse: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the K documents of largest inner product for every query, exactly.
 
@@ -89,6 +95,8 @@ def top_k(
         block_documents: documents per block.
         exclude: per query, documents that are never returned.
         device: where blocks are multiplied: "cpu", or a CUDA device (float64 is needed).
+        coarse: on a CPU, screen with bfloat16 products, in blocks of their own size (`screening.py`); None: where that
+            is faster.
 
     Returns:
         scores_NK float32 in descending order and indices_NK int64. Where fewer than k documents are available, the
@@ -110,8 +118,19 @@ def top_k(
     if width == 0:
         return scores_NK, indices_NK
     with _plain_arithmetic(device):
-        for rows in _slices(num_queries, block_rows):
-            queries = _Rows.read(queries_ND, rows, "queries_ND", device)
+        first = 0
+        if pays(num_queries, num_documents, device) if coarse is None else coarse:
+            for rows in slices(num_queries, QUERIES):
+                queries = Rows.read(queries_ND, rows, "queries_ND", device)
+                excluded = None if exclude is None else _excluded_pairs(exclude, rows, device)
+                try:
+                    best_RK, best_indices_RK = screened_top_k(queries, documents_MD, width, excluded)
+                except TooAlike:
+                    break
+                scores_NK[rows, :width], indices_NK[rows, :width] = best_RK.numpy(), best_indices_RK.numpy()
+                first = rows.stop
+        for rows in slices(num_queries, block_rows, first):
+            queries = Rows.read(queries_ND, rows, "queries_ND", device)
             excluded = None if exclude is None else _excluded_pairs(exclude, rows, device)
             best_RK, best_indices_RK = _top_k_of_rows(queries, documents_MD, width, block_documents, excluded)
             scores_NK[rows, :width] = best_RK.cpu().numpy()
@@ -156,17 +175,17 @@ def rank_of(
     order_M = None if groups_M is None else _group_order(groups_M, num_documents)
     rank_N = np.empty(num_queries, dtype=np.int64)
     with _plain_arithmetic(device):
-        for rows in _slices(num_queries, block_rows):
-            queries = _Rows.read(queries_ND, rows, "queries_ND", device)
-            positives = _Rows.read(documents_MD, positives_N[rows], "documents_MD", device)
-            positive_R = _fixed_order_dot(queries.values_XD, positives.values_XD)
-            own_group_R = None if groups_M is None else _to_device(groups_M[positives_N[rows]], device)
+        for rows in slices(num_queries, block_rows):
+            queries = Rows.read(queries_ND, rows, "queries_ND", device)
+            positives = Rows.read(documents_MD, positives_N[rows], "documents_MD", device)
+            positive_R = fixed_order_dot(queries.values_XD, positives.values_XD)
+            own_group_R = None if groups_M is None else to_device(groups_M[positives_N[rows]], device)
             counter = _GroupCounter(len(positive_R), own_group_R, device)
-            for block in _slices(num_documents, block_documents):
+            for block in slices(num_documents, block_documents):
                 where = block if order_M is None else order_M[block]
-                documents = _Rows.read(documents_MD, where, "documents_MD", device)
+                documents = Rows.read(documents_MD, where, "documents_MD", device)
                 above_RC = _above(queries, documents, positive_R[:, None])
-                counter.add(above_RC, None if groups_M is None else _to_device(groups_M[where], device))
+                counter.add(above_RC, None if groups_M is None else to_device(groups_M[where], device))
             rank_N[rows] = counter.count_R.cpu().numpy()
     return rank_N
 
@@ -189,22 +208,11 @@ def score_pairs(
         LongspanError: as `top_k`.
     """
     _check_inputs(queries_ND, documents_MD, 1, 1)
-    scores_NK = np.full(indices_NK.shape, -np.inf, dtype=np.float32)
-    pairs_per_row = max(1, indices_NK.shape[1])
+    scores_NK = np.empty(indices_NK.shape, dtype=np.float32)
     with _plain_arithmetic(device):
-        for rows in _slices(len(queries_ND), max(1, _PAIR_VALUES // (pairs_per_row * queries_ND.shape[1]))):
-            rows_P, columns_P = np.nonzero(indices_NK[rows] >= 0)
-            if not len(rows_P):
-                continue
-            queries = _Rows.read(queries_ND, rows, "queries_ND", device)
-            # Neighbouring queries often name the same documents: each is read, and checked, once.
-            named_C, place_P = np.unique(indices_NK[rows][rows_P, columns_P], return_inverse=True)
-            documents = _Rows.read(documents_MD, named_C, "documents_MD", device)
-            _check_range(queries, documents)
-            scores_P = _pair_scores(
-                queries.values_XD, documents.values_XD, _to_device(rows_P, device), _to_device(place_P, device)
-            )
-            scores_NK[rows][rows_P, columns_P] = scores_P.cpu().numpy()
+        for rows in slices(len(queries_ND), BLOCK_ROWS):
+            queries = Rows.read(queries_ND, rows, "queries_ND", device)
+            scores_NK[rows] = score_named(queries, documents_MD, indices_NK[rows]).cpu().numpy()
     return scores_NK
 
 
@@ -220,31 +228,8 @@ def best_of(scores_RC: np.ndarray, indices_RC: np.ndarray, k: int) -> tuple[np.n
     )
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of a matrix on the device, with their lengths in float64."""
-
-    values_XD: torch.Tensor
-    norms_X: torch.Tensor
-
-    @classmethod
-    def read(cls, matrix: np.ndarray, rows: slice | np.ndarray, name: str, device: str | torch.device) -> _Rows:
-        values_XD = _to_device(matrix[rows], device, np.float32)
-        norms_X = torch.linalg.vector_norm(values_XD, dim=1, dtype=torch.float64)
-        broken_X = ~torch.isfinite(norms_X)
-        if bool(broken_X.any()):
-            first = int(broken_X.nonzero()[0, 0])
-            row = rows.start + first if isinstance(rows, slice) else int(rows[first])
-            raise LongspanError(
-                f"row {row} of {name} holds a value that is not a finite float32",
-                where=f"{name}[{row}]",
-                remedy="find out why this vector was made with NaN or infinity, and make it again",
-            )
-        return cls(values_XD, norms_X)
-
-
 def _top_k_of_rows(
-    queries: _Rows,
+    queries: Rows,
     documents_MD: np.ndarray,
     k: int,
     block_documents: int,
@@ -253,8 +238,8 @@ def _top_k_of_rows(
     device = queries.values_XD.device
     best_RK = torch.full((len(queries.values_XD), k), -torch.inf, device=device)
     best_indices_RK = torch.full_like(best_RK, -1, dtype=torch.int64)
-    for block in _slices(len(documents_MD), block_documents):
-        documents = _Rows.read(documents_MD, block, "documents_MD", device)
+    for block in slices(len(documents_MD), block_documents):
+        documents = Rows.read(documents_MD, block, "documents_MD", device)
         slack_R1 = _slack(queries, documents)
         screen_RC = queries.values_XD @ documents.values_XD.T
         if excluded is not None:
@@ -262,7 +247,7 @@ def _top_k_of_rows(
             here_P = (indices_P >= block.start) & (indices_P < block.stop)
             screen_RC[rows_P[here_P], indices_P[here_P] - block.start] = -torch.inf
         rows_P, columns_P = _candidates(screen_RC, best_RK[:, -1:], slack_R1, k)
-        scores_P = _pair_scores(queries.values_XD, documents.values_XD, rows_P, columns_P)
+        scores_P = pair_scores(queries.values_XD, documents.values_XD, rows_P, columns_P)
         best_RK, best_indices_RK = _merge(best_RK, best_indices_RK, rows_P, columns_P + block.start, scores_P)
     return best_RK, best_indices_RK
 
@@ -272,7 +257,7 @@ def _candidates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Name every pair (rows_P, columns_P, row by row) that could enter the K best of its row."""
     # The clamp keeps excluded pairs (-inf) out while the K best are not yet full.
-    floor_R1 = (worst_best_R1 - slack_R1).clamp(min=-_LARGEST)
+    floor_R1 = (worst_best_R1 - slack_R1).clamp(min=-LARGEST)
     mask_RC = screen_RC >= floor_R1
     num_rows, num_columns = screen_RC.shape
     if k < num_columns and int(mask_RC.count_nonzero()) > 4 * k * num_rows:
@@ -308,13 +293,13 @@ def _merge(
     return sorted_RW[:, :k].contiguous(), pool_indices_RW.gather(1, order_RW[:, :k])
 
 
-def _above(queries: _Rows, documents: _Rows, positive_R1: torch.Tensor) -> torch.Tensor:
+def _above(queries: Rows, documents: Rows, positive_R1: torch.Tensor) -> torch.Tensor:
     """Tell which documents score strictly higher than the positive, (R, C) bool."""
     slack_R1 = _slack(queries, documents)
     margin_RC = (queries.values_XD @ documents.values_XD.T).sub_(positive_R1)
     above_RC = margin_RC > slack_R1
     rows_P, columns_P = (margin_RC.abs_() <= slack_R1).nonzero(as_tuple=True)
-    scores_P = _pair_scores(queries.values_XD, documents.values_XD, rows_P, columns_P)
+    scores_P = pair_scores(queries.values_XD, documents.values_XD, rows_P, columns_P)
     above_RC[rows_P, columns_P] = scores_P > positive_R1[rows_P, 0]
     return above_RC
 
@@ -349,29 +334,17 @@ class _GroupCounter:
         self._open_group, self._open_hit_R = int(group_S[-1]), hit_RS[:, -1].clone()
 
 
-def _slack(queries: _Rows, documents: _Rows) -> torch.Tensor:
+def _slack(queries: Rows, documents: Rows) -> torch.Tensor:
     """Bound, per query, how far a screened score can be from the score of the pair: (R, 1) float32.
 
     A sum of D products in any order errs by at most D u |q| |d| (u = 2**-24; Higham, Accuracy and Stability of
     Numerical Algorithms, section 3.1, with Cauchy-Schwarz). The 8 covers the few roundings to float32 around it, the
     tenth the second-order terms, and the last term what is lost below the smallest normal number.
     """
-    largest = _check_range(queries, documents)
+    largest = check_range(queries, documents)
     width = queries.values_XD.shape[1]
     relative = 1.1 * ((width + 8) * 2.0**-24 + 2 * _input_rounding(queries.values_XD.device))
     return (queries.norms_X * (largest * relative) + width * 2.0**-125).float()[:, None]
-
-
-def _check_range(queries: _Rows, documents: _Rows) -> float:
-    """Refuse products that could overflow; returns the largest length among the documents."""
-    largest = float(documents.norms_X.max())
-    if float(queries.norms_X.max()) * largest > _LARGEST / 4:
-        raise LongspanError(
-            "the vectors are so long that their inner products overflow float32",
-            where="queries_ND, documents_MD",
-            remedy="normalise the vectors to length 1 first",
-        )
-    return largest
 
 
 def _input_rounding(device: torch.device) -> float:
@@ -380,30 +353,6 @@ def _input_rounding(device: torch.device) -> float:
     else:
         precision = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
     return _INPUT_ROUNDING.get(str(precision), 0.0)
-
-
-def _pair_scores(
-    queries_RD: torch.Tensor, documents_CD: torch.Tensor, rows_P: torch.Tensor, columns_P: torch.Tensor
-) -> torch.Tensor:
-    """Score the named pairs, a bounded number at a time: (P,) float32."""
-    scores_P = queries_RD.new_empty(len(rows_P))
-    for part in _slices(len(rows_P), max(1, _PAIR_VALUES // queries_RD.shape[1])):
-        scores_P[part] = _fixed_order_dot(queries_RD[rows_P[part]], documents_CD[columns_P[part]])
-    return scores_P
-
-
-def _fixed_order_dot(a_PD: torch.Tensor, b_PD: torch.Tensor) -> torch.Tensor:
-    """Inner product of each row with each row, the same bits whatever P, the device or the alignment: (P,) float32.
-
-    A product of two float32 is exact in float64, and the sum folds the upper half of the terms on the lower half until
-    one is left. That is element-wise addition only, which no library reorders.
-    """
-    terms_PD = a_PD.double() * b_PD.double()
-    while (width := terms_PD.shape[1]) > 1:
-        lower, upper = terms_PD[:, : (width + 1) // 2], terms_PD[:, (width + 1) // 2 :]
-        lower[:, : width // 2] += upper
-        terms_PD = lower
-    return terms_PD[:, 0].float() + 0.0  # + 0.0 turns -0.0 into 0.0, which some sorts would put apart
 
 
 def _group_order(groups_M: np.ndarray, num_documents: int) -> np.ndarray:
@@ -418,17 +367,7 @@ def _excluded_pairs(exclude: Exclude, rows: slice, device: str | torch.device) -
     offsets = np.asarray(exclude.offsets[rows.start : rows.stop + 1], dtype=np.int64)
     rows_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     indices_P = exclude.indices[offsets[0] : offsets[-1]]
-    return _to_device(rows_P, device), _to_device(indices_P, device, np.int64)
-
-
-def _to_device(array: np.ndarray, device: str | torch.device, dtype: type[np.generic] | None = None) -> torch.Tensor:
-    # A copy, because torch warns about memory that it may not write to, and a memory map may be just that.
-    return torch.from_numpy(np.array(array, dtype=dtype, order="C")).to(device)
-
-
-def _slices(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+    return to_device(rows_P, device), to_device(indices_P, device, np.int64)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,11 @@ from longspan.page import page, table
 _WIDTH, _HEIGHT = 640, 140
 _COLOURS = ("#27a", "#d73", "#493", "#a4a")
 _NUM_TICKS = 10
+_HISTOGRAM = "histogram"
+_IN_TABLES = ("top_k_and_threshold",)
+"""Facts that a report's tables show."""
+_BAR, _NAMES = 20, 120
+"""Height of a bar, and room for the names before the bars."""
 
 
 def write_page(path: Path, title: str, reports: Sequence[Report], columns: Sequence[str] = ()) -> None:
@@ -36,27 +41,63 @@ def write_values_page(path: Path, title: str, values: Mapping[str, Any]) -> None
     """Write a page of plain values: those of one step that has nothing to plot.
 
     Args:
-        values: facts; a mapping or a list of mappings becomes a table of its own.
+        values: facts; a mapping or a list of mappings becomes a table of its own, and what a mapping calls `histogram`
+            bars.
 
     Raises:
         LongspanError: the place cannot be written.
     """
+    write_text(path, page(title, _blocks(values, "h2")))
+
+
+def _blocks(values: Mapping[str, Any], heading: str) -> list[str]:
+    """What is plain as one table, and below it every mapping or list of mappings under its name."""
     plain = {name: value for name, value in values.items() if not isinstance(value, dict | list)}
     parts = [table(["", ""], [[_name(name), _shown(value)] for name, value in plain.items()], names=2)]
     for name, value in values.items():
         if name not in plain and value:
-            parts.append(f"<h2>{escape(_name(name))}</h2>{_values_table(value)}")
-    write_text(path, page(title, parts))
+            parts += [f"<{heading}>{escape(_name(name))}</{heading}>", *_block(value)]
+    return parts
 
 
-def _values_table(value: dict[str, Any] | list[Any]) -> str:
+def _block(value: dict[str, Any] | list[Any]) -> list[str]:
     if isinstance(value, list) and all(isinstance(one, dict) for one in value):
         heads = list(dict.fromkeys(key for one in value for key in one))
         rows = [[_shown(one.get(head, "")) for head in heads] for one in value]
-        return table([_name(head) for head in heads], rows, names=len(heads))
+        return [table([_name(head) for head in heads], rows, names=len(heads))]
     if isinstance(value, list):
-        return table([""], [[_shown(one)] for one in value], names=1)
-    return table(["", ""], [[str(key), _shown(one)] for key, one in value.items()], names=2)
+        return [table([""], [[_shown(one)] for one in value], names=1)]
+    if all(isinstance(one, dict) for one in value.values()):
+        if any(_is_nested(inner) for one in value.values() for inner in one.values()):
+            return [part for name, one in value.items() for part in (f"<h3>{escape(name)}</h3>", *_blocks(one, "h4"))]
+        heads = list(dict.fromkeys(key for one in value.values() for key in one))
+        rows = [[name, *(_shown(one.get(head, "")) for head in heads)] for name, one in value.items()]
+        return [table(["", *(_name(head) for head in heads)], rows, names=1)]
+    rows = [[_name(key), _shown(one)] for key, one in value.items() if key != _HISTOGRAM]
+    return [table(["", ""], rows, names=2), _bars(value.get(_HISTOGRAM, {}))]
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether mappings lie in it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(one, dict) for one in inner)
+
+
+def _bars(counts: dict[str, int]) -> str:
+    """A bar for each name, from the first to the last that has any."""
+    filled = [place for place, count in enumerate(counts.values()) if count]
+    if not filled:
+        return ""
+    shown, highest = list(counts.items())[filled[0] : filled[-1] + 1], max(counts.values())
+    shapes = []
+    for number, (name, count) in enumerate(shown):
+        y, width = number * _BAR, _WIDTH / 2 * count / highest
+        shapes.append(
+            f'<text x="{_NAMES - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{_NAMES}" y="{y + 2}" width="{width:.1f}" height="{_BAR - 4}" fill="{_COLOURS[0]}"/>'
+            f'<text x="{_NAMES + width + 6:.1f}" y="{y + 14}">{count:,}</text>'
+        )
+    return f'<figure><svg width="{_WIDTH}" height="{len(shown) * _BAR}">{"".join(shapes)}</svg></figure>'
 
 
 def _name(key: str) -> str:
@@ -64,12 +105,26 @@ def _name(key: str) -> str:
 
 
 def _section(report: Report) -> str:
-    facts = [[_name(name), _shown(value)] for name, value in report.facts.items()]
+    facts = [[_name(name), _fact(name, value)] for name, value in report.facts.items() if name not in _IN_TABLES]
     parts = [f"<h2>{escape(report.name)}</h2>", table(["", ""], facts, names=2)]
     parts += [_plot(histogram) for histogram in report.histograms]
     parts += [_titled_table(one) for one in report.tables]
     parts += [_examples(kind, examples) for kind, examples in report.examples.items() if examples]
     return "\n".join(parts)
+
+
+def _fact(name: str, value: Any) -> str:
+    if name != "search" or not isinstance(value, dict):
+        return _shown(value)
+    if value["exact"]:
+        said = "every document was looked at"
+    else:
+        said = (
+            f"{value['num_probes']:,} of an index's {value['num_lists']:,} lists, which find {value['recall']:.1%} of "
+            f"the nearest documents (measured on {value['num_measured']:,} queries)"
+        )
+    known = value.get("ranks_known_to")
+    return said if known is None else f"{said}; ranks are known up to {known}"
 
 
 def _titled_table(one: Table) -> str:
@@ -85,7 +140,7 @@ def _shown(value: Any) -> str:
         case float():
             return f"{value:.4g}"
         case dict():
-            return ", ".join(f"{key}: {_shown(one)}" for key, one in value.items())
+            return ", ".join(f"{_name(str(key))}: {_shown(one)}" for key, one in value.items())
         case list() | tuple():
             return ", ".join(_shown(one) for one in value)
         case _:
@@ -137,6 +192,6 @@ def _examples(kind: str, examples: Sequence[Example]) -> str:
         rank = "" if example.rank is None else f"{example.rank:,}"
         rows.append([f"{example.row:,}", example.query, example.document, f"{example.score:.3f}", rank])
         rows += [["", "", f"↳ {other.document}", f"{other.score:.3f}", ""] for other in example.others]
-    heads = ["row", "query", "its document, and others beside it (↳)", "score", "rank"]
+    heads = ["row", "query", "its document, and others beside it (↳)", "score", "score higher"]
     body = table(heads, rows, names=3)
     return f"<details open><summary>{escape(kind)} ({len(examples)})</summary>{body}</details>"
