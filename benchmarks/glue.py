@@ -1,6 +1,7 @@
 """GLUE of all-MiniLM-L6-v2 with few trials: does finetuning reach sensible scores for a model of this size?
 
-    python -m benchmarks.glue DATA [--tasks cola mrpc rte] [--seeds 3] [--epochs 3] [--out FOLDER]
+    python -m benchmarks.glue DATA [--tasks cola mrpc rte] [--seeds 3] [--epochs 3] [--precision bfloat16]
+                                    [--out FOLDER]
 
 DATA holds the tasks as `longspan evaluate --suite glue` reads them. Batch 16, learning rate 3e-5, no MNLI checkpoint.
 On two cores an epoch of CoLA takes about 2 minutes, of MRPC and RTE about 4 each: 90 minutes for 3 tasks, 3 seeds and
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["cola", "mrpc", "rte"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path("glue-results"))
     parsed = parser.parse_args()
     protocol = GlueProtocol(
-        batch_sizes=(16,), lrs=(3e-5,), seeds=tuple(range(parsed.seeds)), epochs=parsed.epochs, from_mnli=False
-    )
+        batch_sizes=(16,), lrs=(3e-5,), seeds=tuple(range(parsed.seeds)), epochs=parsed.epochs, from_mnli=False,
+        precision=parsed.precision,
+    )  # fmt: skip
     began = time.perf_counter()
     with Bars("glue") as bars:
         results = run_glue(

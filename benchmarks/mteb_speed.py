@@ -1,6 +1,7 @@
 """Evaluation speed: tasks of mteb through longspan and through sentence-transformers, same model, data and machine.
 
-    python -m benchmarks.mteb_speed ../shared/data/mteb [--tasks STSBenchmark] [--rounds 1] [--batch-sizes 8 32]
+    python -m benchmarks.mteb_speed ../shared/data/mteb [--tasks STSBenchmark] [--rounds 1]
+        [--precisions float32 bfloat16] [--batch-sizes 8 32]
 
 Both go through `mteb.evaluate` with the data read in advance, and take turns. What is timed is the whole evaluation:
 embedding, and what mteb does with the vectors. How much of it is which is in the record, because only the first can
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mteb
+import torch
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.record import gemm_rate, write_record
@@ -29,7 +31,8 @@ from longspan.model.encoder import Encoder
 
 TASKS = ("STSBenchmark", "Banking77Classification", "SciFact")
 BATCH_SIZES = (8, 32, 128)
-OURS, OURS_INT8 = "longspan", "longspan, int8"
+PEERS_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Arithmetic in which sentence-transformers computes too; what longspan does in another is compared with float32."""
 
 
 def main() -> None:
@@ -37,52 +40,79 @@ def main() -> None:
     parsed = _arguments()
     warnings.filterwarnings("ignore", message="The task .* is superseded by")
     logging.getLogger("mteb").setLevel(logging.ERROR)
-    theirs = SentenceTransformer(str(teacher_folder()), device="cpu")
-    embedders = {
-        OURS: Embedder.load(teacher_folder(), device="cpu"),
-        OURS_INT8: Embedder.load(teacher_folder(), device="cpu", precision="int8"),
+    ours = {name: Embedder.load(teacher_folder(), device="cpu", precision=name) for name in parsed.precisions}
+    theirs = {
+        name: SentenceTransformer(str(teacher_folder()), device="cpu", model_kwargs={"dtype": PEERS_TYPES[name]})
+        for name in parsed.precisions
+        if name in PEERS_TYPES
     }
     rate = gemm_rate()
     result: dict[str, Any] = {"gemm_gflops": round(rate, 1), "tasks": {}}
     for name in parsed.tasks:
-        result["tasks"][name] = _task(name, parsed, embedders, theirs, rate)
+        result["tasks"][name] = _task(name, parsed, ours, theirs, rate)
     write_record("mteb-speed", result)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with a folder per task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="float32 among them")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="of the other library")
     return parser.parse_args()
 
 
 def _task(
-    name: str, parsed: argparse.Namespace, embedders: dict[str, Embedder], theirs: SentenceTransformer, rate: float
+    name: str,
+    parsed: argparse.Namespace,
+    ours: dict[str, Embedder],
+    theirs: dict[str, SentenceTransformer],
+    rate: float,
 ) -> dict[str, Any]:
     (task,) = tasks_by_name([name])
     read_task(task, find_task_files(task, parsed.data))
-    rows: dict[str, list[dict[str, float]]] = {}
-    recorder = _Recorder(embedders[OURS])
-    for number in range(parsed.rounds):
-        for who, embedder in embedders.items():
-            encoder = recorder if who == OURS and number == 0 else MtebEncoder(embedder)
-            rows.setdefault(who, []).append(_evaluated(encoder, task, 32))
-        for size in parsed.batch_sizes:
-            rows.setdefault(f"sentence-transformers, batch {size}", []).append(_evaluated(theirs, task, size))
-    seconds = {who: [round(row["seconds"], 2) for row in of] for who, of in rows.items()}
-    others = [who for who in rows if who not in embedders]
-    best = min(others, key=lambda who: statistics.median(seconds[who]))
-    return {
-        "scores": {who: of[0]["score"] for who, of in rows.items()},
-        "seconds": seconds,
-        "seconds_embedding": {who: [round(row["embedding"], 2) for row in of] for who, of in rows.items()},
-        "best_other": best,
-        "ratio_to_best_other": {who: _ratios(rows[best], rows[who], "seconds") for who in embedders},
-        "ratio_of_embedding": {who: _ratios(rows[best], rows[who], "embedding") for who in embedders},
-        "floor": _floor(recorder, rows, best, rate),
+    mine: dict[str, list[dict[str, float]]] = {precision: [] for precision in ours}
+    others: dict[str, dict[int, list[dict[str, float]]]] = {
+        precision: {size: [] for size in parsed.batch_sizes} for precision in theirs
     }
+    recorder = _Recorder(ours["float32"])
+    for number in range(parsed.rounds):
+        for precision, embedder in ours.items():
+            encoder = recorder if precision == "float32" and number == 0 else MtebEncoder(embedder)
+            mine[precision].append(_evaluated(encoder, task, 32))
+        for precision, model in theirs.items():
+            for size in parsed.batch_sizes:
+                others[precision][size].append(_evaluated(model, task, size))
+    measured = {
+        precision: _compared(rows, others.get(precision, others["float32"])) for precision, rows in mine.items()
+    }
+    best = min(others["float32"].values(), key=_median)
+    return {"precisions": measured, "floor": _floor(recorder, mine["float32"], best, rate)}
+
+
+def _compared(mine: list[dict[str, float]], others: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+    """Ours beside the other library at each batch size, and the ratio to its best."""
+    best = min(others, key=lambda size: _median(others[size]))
+    return {
+        "longspan": _told(mine),
+        "sentence_transformers": {f"batch {size}": _told(rows) for size, rows in others.items()},
+        "best_batch": best,
+        "ratio": _ratios(others[best], mine, "seconds"),
+        "ratio_of_embedding": _ratios(others[best], mine, "embedding"),
+    }
+
+
+def _told(rows: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        "score": rows[0]["score"],
+        "seconds": [round(row["seconds"], 2) for row in rows],
+        "seconds_embedding": [round(row["embedding"], 2) for row in rows],
+    }
+
+
+def _median(rows: list[dict[str, float]]) -> float:
+    return statistics.median(row["seconds"] for row in rows)
 
 
 def _evaluated(model: Any, task: Any, batch_size: int) -> dict[str, float]:
@@ -111,22 +141,23 @@ def _ratios(theirs: list[dict[str, float]], ours: list[dict[str, float]], key: s
     }
 
 
-def _floor(encoder: _Recorder, rows: dict[str, list[dict[str, float]]], best: str, rate: float) -> dict[str, float]:
+def _floor(
+    encoder: _Recorder, mine: list[dict[str, float]], best: list[dict[str, float]], rate: float
+) -> dict[str, float]:
     """What float32 allows: the matrix products of the distinct texts at the rate of one large product, nothing else.
 
     `ratio`: how many times as fast as the best of the others an evaluation would then be.
     """
     lengths = encoder.lengths()
     seconds = _operations(encoder.embedder.model.encoder, lengths) / rate / 1e9
-    rest = statistics.median(row["seconds"] - row["embedding"] for row in rows[OURS])
-    theirs = statistics.median(row["seconds"] for row in rows[best])
+    rest = statistics.median(row["seconds"] - row["embedding"] for row in mine)
     return {
         "texts": encoder.num_texts,
         "distinct_texts": len(lengths),
         "tokens": sum(lengths),
         "seconds_of_matrix_products": round(seconds, 2),
         "seconds_beside_embedding": round(rest, 2),
-        "ratio": round(theirs / (seconds + rest), 2),
+        "ratio": round(_median(best) / (seconds + rest), 2),
     }
 
 
@@ -144,13 +175,13 @@ class _Recorder(MtebEncoder):
         longest = self.protocol.max_length
         return [min(self.embedder.num_tokens([text], task=task)[0], longest) for task, text in self._distinct]
 
-    def _embed(self, embedder: Embedder, texts: Any, task: Any, what: str) -> Any:
+    def _embed(self, texts: Any, task: Any, what: str) -> Any:
         self.num_texts += len(texts)
-        return super()._embed(embedder, texts, task, what)
+        return super()._embed(texts, task, what)
 
-    def _embed_distinct(self, embedder: Embedder, texts: list[str], task: Any, advance: Any) -> Any:
+    def _embed_distinct(self, texts: list[str], task: Any, advance: Any) -> Any:
         self._distinct += [(task, text) for text in texts]
-        return super()._embed_distinct(embedder, texts, task, advance)
+        return super()._embed_distinct(texts, task, advance)
 
 
 def _operations(encoder: Encoder, lengths: list[int]) -> float:

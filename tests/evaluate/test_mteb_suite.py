@@ -1,5 +1,6 @@
 """A benchmark from beginning to end: scores, averages, and that nothing is done twice or lost."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -109,6 +110,37 @@ def test_a_crash_loses_nothing(small_embedder: Embedder, mteb_data: Callable[[],
     assert not any(what.startswith("STSBenchmark") for what in told)
     assert len(results.scores) == 2
     assert not list((out / "vectors").iterdir())
+
+
+def test_dims_share_one_pass_over_the_texts(
+    small_embedder: Embedder, mteb_data: Callable[[], Path], tmp_path: Path
+) -> None:
+    data, told, names = mteb_data(), [], ["STSBenchmark", "Banking77Classification"]
+
+    def run(out: str, told: list[str], dim: int | None = None, dims: tuple[int, ...] = ()) -> MtebResults:
+        return run_mteb(
+            small_embedder,
+            tasks_by_name(names),
+            tmp_path / out,
+            protocol=MtebProtocol(dim=dim),
+            data=data,
+            dims=dims,
+            progress=lambda what, done, total: told.append(what),
+        )
+
+    results = run("all", told, dims=(16, 8))
+    whole: list[str] = []
+    assert run("whole", whole).scores == tuple(
+        dataclasses.replace(score, seconds=other.seconds)
+        for score, other in zip(results.scores, run("whole", []).scores, strict=True)
+    )
+    assert results.width == 64
+    for cut, dim in zip(results.by_dim, (16, 8), strict=True):
+        alone = run(f"alone-{dim}", [], dim)
+        assert [one.score for one in cut.scores] == [one.score for one in alone.scores]
+        assert cut.revision == alone.revision != results.revision
+    summary = json.loads((tmp_path / "all" / "summary.json").read_text())
+    assert [one["protocol"]["dim"] for one in summary["by_dim"]] == [16, 8]
 
 
 def test_what_is_missing_is_said_before_anything_is_measured(

@@ -63,6 +63,19 @@ def test_retrieval_comes_as_mteb_has_it(mteb_data: Make) -> None:
     assert task.dataset["default"]["test"]["top_ranked"]["q1"] == ["d1", "d4", "d5"]
 
 
+def test_parts_of_longembed_are_read_from_a_folder_of_their_own(mteb_data: Make) -> None:
+    data = mteb_data()
+    with pytest.raises(LongspanError, match="no folder for the task LEMBQMSumRetrieval") as caught:
+        read("LEMBQMSumRetrieval", data)
+    assert "LongEmbed/qmsum" in caught.value.remedy
+    assert "qrels/test.tsv" in caught.value.remedy
+    shutil.copytree(data / "SciFact", data / "LongEmbed" / "qmsum")
+    shutil.copytree(data / "SciFact", data / "LEMBWikimQARetrieval")
+    for name in ("LEMBQMSumRetrieval", "LEMBWikimQARetrieval"):
+        task, _ = read(name, data)
+        assert task.dataset["default"]["test"]["queries"]["id"][:] == ["q0", "q1", "q2"]
+
+
 def test_a_table_of_several_languages_gives_the_one_that_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "sts17-crosslingual-sts"
     folder.mkdir()

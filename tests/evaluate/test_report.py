@@ -14,6 +14,7 @@ from longspan.evaluate.glue_tasks import TASKS
 from longspan.evaluate.loco import LocoResults, LocoScore
 from longspan.evaluate.loco_sets import V0
 from longspan.evaluate.report import build_report, paper_tables, result_files
+from longspan.evaluate.report_parts import Plot
 from longspan.evaluate.report_text import as_html, as_latex, as_markdown, line_plot
 from longspan.files import write_json
 
@@ -98,7 +99,9 @@ def test_loco_is_in_tables_1_and_6_and_its_scalings_are_rows_and_curves(tmp_path
     assert whole.scores["Avg"] == "50.0"
     assert part.names["Model"] == "ours (none)"
     assert part.scores == {"SummScreenFD": "50.0", "GovReport": "50.0"}
-    curve = report.curves["LoCo: GovReport"]
+    (plot,) = [plot for plot in report.plots if plot.title == "LoCo: GovReport"]
+    curve = plot.series
+    assert plot.unit == "tokens"
     assert curve["ours"] == [(8192, 50.0)]
     assert curve["ours (none)"] == [(4096, 50.0)]
     assert curve["nomic-embed-text-v1 (paper)"] == [(2048, 96.9), (4096, 97.4), (8192, 97.8)]
@@ -112,6 +115,52 @@ def test_jina_is_in_tables_1_and_5(tmp_path):
     report = build_report([tmp_path])
     assert [(one.names["Seq"], one.scores["Avg"]) for one in ours(report, "5")] == [("128", "1.3"), ("8191", "81.9")]
     assert ours(report, "1")[0].names == {"Model": "ours (int8)"}
+
+
+def form(length, dim, form, num_bytes, score):
+    change = None if (dim, form) == (384, "float32") else {"difference": score - 0.5, "p_value": 0.03}
+    return {"max_length": length, "dim": dim, "form": form, "bytes_per_vector": num_bytes, "score": score,
+            "interval": [score - 0.1, score + 0.1], "metrics": {}, "change": change}  # fmt: skip
+
+
+def test_vectors_by_length_dimension_and_form_are_a_table_and_plots(tmp_path):
+    scores = [form(128, 384, "float32", 1536, 0.4), form(None, 384, "float32", 1536, 0.5),
+              form(None, 96, "float32", 384, 0.45), form(None, 96, "binary", 12, 0.3)]  # fmt: skip
+    result = {"suite": "forms", "model": "ours", "precision": "float32", "set": "facts", "queries": 9,
+              "documents": 20, "width": 384, "reads": 512, "scores": scores}  # fmt: skip
+    write_json(tmp_path / "facts.json", result)
+    report = build_report([tmp_path / "facts.json"])
+    (one,) = report.tables
+    assert one.heading == "facts: 9 queries, 20 documents"
+    assert one.cells()[3] == [
+        "ours", "512", "96", "binary", "12", "30.00", "20.00 to 40.00", "-20.00", "0.0300",
+    ]  # fmt: skip
+    assert {plot.unit: plot.series for plot in report.plots} == {
+        "tokens": {"ours": [(128, 40.0), (512, 50.0)]},
+        "coordinates": {"ours, float32": [(96, 45.0), (384, 50.0)], "ours, binary": [(96, 30.0)]},
+        "bytes": {"ours, float32": [(384, 45.0), (1536, 50.0)], "ours, binary": [(12, 30.0)]},
+    }
+    page = as_html(report)
+    for heading in ("Score against sequence length", "Quality against dimension", "Quality against bytes"):
+        assert heading in page
+    assert "as printed in" not in page + as_markdown(report) + as_latex(report)  # no table of the paper's is there
+    write_json(tmp_path / "facts.json", result | {"scores": [{}]})
+    with pytest.raises(LongspanError, match="not the results of a suite"):
+        build_report([tmp_path / "facts.json"])
+
+
+def test_mteb_with_cut_vectors_has_a_row_for_each_dimension(tmp_path):
+    whole = mteb_summary({"STSBenchmark": 0.9})
+    cut = [mteb_summary({"STSBenchmark": score}) | {"protocol": {"max_length": 512, "dim": dim}}
+           for dim, score in ((64, 0.7), (128, 0.8))]  # fmt: skip
+    write_json(tmp_path / "summary.json", whole | {"width": 256, "by_dim": cut})
+    report = build_report([tmp_path])
+    assert [(one.names["Model"], one.scores["STS"]) for one in ours(report, "4")] == [
+        ("ours", "90.0 (1 of 10)"),
+        ("ours, first 64 of its coordinates", "70.0 (1 of 10)"),
+        ("ours, first 128 of its coordinates", "80.0 (1 of 10)"),
+    ]
+    assert [plot.series for plot in report.plots] == [{"ours, 1 task": [(64, 70.0), (128, 80.0), (256, 90.0)]}]
 
 
 def test_glue_is_in_table_2_with_its_deviations(tmp_path):
@@ -153,7 +202,7 @@ def test_lengths_of_jina_are_not_results_of_their_own(tmp_path):
 @given(st.dictionaries(st.text(min_size=1), st.lists(st.tuples(st.integers(1, 9000), st.floats(0, 100)), min_size=1),
                        min_size=1, max_size=4))  # fmt: skip
 def test_a_plot_stays_within_its_frame(series):
-    for x, y in re.findall(r'cx="([\d.-]+)" cy="([\d.-]+)"', line_plot("t", series)):
+    for x, y in re.findall(r'cx="([\d.-]+)" cy="([\d.-]+)"', line_plot(Plot("t", "bytes", series))):
         assert -0.1 <= float(x) <= 380.1
         assert -0.1 <= float(y) <= 200.1
 

@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
         "  longspan evaluate runs/finetune --data scifact --bm25\n"
         "  longspan evaluate runs/finetune --data pairs.jsonl --against runs/before\n"
         "  longspan evaluate runs/finetune --suite mteb --tasks STSBenchmark,Banking77Classification --data mteb\n"
+        "  longspan evaluate runs/finetune --data scifact --dim 512,256,128,64 --stored float32,int8,binary\n"
         '  longspan evaluate runs/finetune --suite mteb --benchmark "MTEB(eng, v1)" --out results\n'
         "  longspan evaluate runs/finetune --suite loco --data loco --rope-scaling dynamic,none\n"
         "  longspan evaluate runs/mlm --suite glue --data glue --tasks cola,sst2",
@@ -55,6 +56,19 @@ def _add_shared(parser: Any) -> list[argparse.Action]:
             "--tasks",
             type=_names,
             help=f"names of tasks or sets, with commas between them (--suite {', '.join(_takers('tasks'))})",
+        ),
+        parser.add_argument(
+            "--dim",
+            type=_lengths,
+            help="measure vectors cut to their first so many coordinates too, such as 512,256,128 "
+            f"(--suite {', '.join(_takers('dim'))})",
+        ),
+        parser.add_argument(
+            "--processes",
+            type=at_least_1,
+            metavar="N",
+            help="so many embed, each on a GPU of its own or with its share of the cores; scores are the same "
+            f"(all GPUs, or one; --suite {', '.join(_takers('processes'))})",
         ),
         parser.add_argument(
             "--lengths",

@@ -10,7 +10,7 @@ from longspan.cli.common import load_embedder
 
 NAME = "jina-long"
 SUMMARY = "the four tasks of the paper's Table 5, through mteb, read to 128, 512 and 8,191 tokens"
-SHARED = ("tasks", "lengths")
+SHARED = ("tasks", "lengths", "processes")
 
 OUT = Path("jina-long-results")
 
@@ -20,14 +20,22 @@ def add_options(parser: Any) -> list[argparse.Action]:
 
 
 def run(parsed: argparse.Namespace) -> None:
+    from longspan.evaluate.embedding import open_engine, without_lengths
     from longspan.evaluate.jina_long import LENGTHS, TASKS, run_jina_long
     from longspan.progress import Bars
 
     embedder, out = load_embedder(parsed.model, parsed.precision), parsed.out or OUT
     lengths = parsed.lengths or LENGTHS
-    with Bars("jina-long") as bars:
+    engine = open_engine(parsed.model, embedder, parsed.processes, without_lengths)
+    with Bars("jina-long") as bars, engine:
         results = run_jina_long(
-            embedder, out, tasks=parsed.tasks or TASKS, lengths=lengths, data=parsed.data, progress=bars.show
+            embedder,
+            out,
+            tasks=parsed.tasks or TASKS,
+            lengths=lengths,
+            data=parsed.data,
+            engine=engine,
+            progress=bars.show,
         )
     for length, result in zip(lengths, results, strict=True):
         for score in result.scores:

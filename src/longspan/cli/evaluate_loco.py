@@ -10,7 +10,7 @@ from longspan.cli.common import load_embedder, usage_error
 
 NAME = "loco"
 SUMMARY = "LoCo, retrieval of long documents, by length and by the way positions are scaled"
-SHARED = ("tasks", "lengths")
+SHARED = ("tasks", "lengths", "processes")
 
 OUT = Path("loco-results")
 
@@ -41,6 +41,8 @@ def run(parsed: argparse.Namespace) -> None:
             out,
             lengths=parsed.lengths or LENGTHS,
             scalings=parsed.rope_scaling,
+            model=parsed.model,
+            processes=parsed.processes,
             progress=bars.show,
         )
     for score in results.scores:

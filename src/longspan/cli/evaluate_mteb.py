@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "mteb"
 SUMMARY = "tasks or benchmarks of mteb under the paper's protocol, from the hub or from a folder"
 
-SHARED = ("tasks", "max_length")
+SHARED = ("tasks", "max_length", "dim", "processes")
 
 OUT = Path("mteb-results")
 
@@ -27,6 +27,7 @@ def add_options(parser: Any) -> list[argparse.Action]:
 
 
 def run(parsed: argparse.Namespace) -> None:
+    from longspan.evaluate.embedding import open_engine, without_lengths
     from longspan.evaluate.mteb_encoder import MtebProtocol
     from longspan.evaluate.mteb_suite import run_mteb
     from longspan.evaluate.mteb_tasks import tasks_by_name, tasks_of_benchmark
@@ -39,7 +40,8 @@ def run(parsed: argparse.Namespace) -> None:
         tasks = tasks_of_benchmark(parsed.benchmark)
     else:
         tasks = tasks_by_name(parsed.tasks)
-    with Bars("mteb") as bars:
+    engine = open_engine(parsed.model, embedder, parsed.processes, without_lengths)
+    with Bars("mteb") as bars, engine:
         results = run_mteb(
             embedder,
             tasks,
@@ -47,6 +49,8 @@ def run(parsed: argparse.Namespace) -> None:
             protocol=MtebProtocol.of(embedder, max_length=parsed.max_length),
             name=parsed.name,
             data=parsed.data,
+            dims=parsed.dim or (),
+            engine=engine,
             progress=bars.show,
         )
     _show(results)
@@ -60,4 +64,6 @@ def _show(results: MtebResults) -> None:
         count = sum(score.category == category for score in results.scores)
         print(f"{100 * mean:7.2f}  {category} ({count})")
     print(f"{100 * results.average():7.2f}  average over tasks ({len(results.scores)})")
+    for cut in results.by_dim:
+        print(f"{100 * cut.average():7.2f}  average with the first {cut.protocol.dim} coordinates")
     print(f"\nscores and model_meta.json, as mteb's results repository takes them: {results.folder}")

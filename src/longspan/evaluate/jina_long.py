@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longspan.curate.engine import Engine
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.evaluate.mteb_encoder import MtebProtocol
@@ -33,6 +34,7 @@ def run_jina_long(
     tasks: Sequence[str] = TASKS,
     lengths: Sequence[int] = LENGTHS,
     data: Path | None = None,
+    engine: Engine | None = None,
     progress: Tell | None = None,
 ) -> list[MtebResults]:
     """Measure a model at every length, skipping what is in `out` (see `run_mteb`).
@@ -43,6 +45,7 @@ def run_jina_long(
         tasks: some of `TASKS`.
         lengths: cut texts at so many tokens, prefix and special tokens included.
         data: read the data from this folder and not from the hub.
+        engine: as in `run_mteb`.
         progress: told of texts embedded.
 
     Raises:
@@ -63,7 +66,9 @@ def run_jina_long(
         protocol = MtebProtocol.of(embedder, max_length=length)
         folder = out / str(length)
         results.append(
-            run_mteb(embedder, tasks_by_name(tasks), folder, protocol=protocol, data=data, progress=progress)
+            run_mteb(
+                embedder, tasks_by_name(tasks), folder, protocol=protocol, data=data, engine=engine, progress=progress
+            )
         )
         write_json(out / SUMMARY, _summary(embedder, lengths, results))
     return results

@@ -7,6 +7,7 @@ with alpha 2. Every measurement is a file that is written when it is there; a se
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from longspan.curate.engine import Engine
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
+from longspan.evaluate.embedding import embed_texts, open_engine
 from longspan.evaluate.loco_sets import V0, V1
 from longspan.evaluate.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval
 from longspan.files import read_json, sha256_json, write_json
@@ -109,6 +112,8 @@ def run_loco(
     *,
     lengths: Sequence[int] = LENGTHS,
     scalings: Sequence[str] | None = None,
+    model: str | None = None,
+    processes: int | None = 1,
     progress: Tell | None = None,
 ) -> LocoResults:
     """Measure a model on sets of LoCo, skipping what is in `out`.
@@ -122,6 +127,8 @@ def run_loco(
         out: folder of results.
         lengths: cut texts at so many tokens, prefix and special tokens included.
         scalings: some of `SCALINGS`; None: the model's own.
+        model: what the embedder was loaded from (its name); other processes load it from there.
+        processes: as in `open_engine`.
         progress: told of texts embedded.
 
     Raises:
@@ -132,22 +139,24 @@ def run_loco(
     own = config.rope_scaling if config.positions == "rotary" else None
     chosen: list[str | None] = [own] if scalings is None else list(scalings)
     plan = [
-        (length, scaling, rescaled(embedder, None if scalings is None else scaling, length))
+        (length, scaling, functools.partial(rescaled, scaling=None if scalings is None else scaling, length=length))
         for length in lengths
         for scaling in chosen
     ]
+    made = [change(embedder) for _, _, change in plan]  # so that what cannot be is refused before all else
     folder = out / embedder.fingerprint[:16]
     scores = []
     for one in sets:
         contents = sha256_json([one.queries, one.corpus, one.qrels])
-        for length, scaling, model in plan:
+        for (length, scaling, change), scaled in zip(plan, made, strict=True):
             reaches = "own" if scalings is None else scaling if length > config.trained_length else "trained"
             path = folder / f"{one.name}-{length}-{reaches}.json"
-            settings = model.model.encoder.config
+            settings = scaled.model.encoder.config
             key = [_VERSION, embedder.fingerprint, settings.rope_scaling, settings.rope_factor, contents, length]
             kept = _kept(path, sha256_json(key))
             if kept is None:
-                kept = _measured(model, one, length, progress)
+                with open_engine(model or embedder.name, embedder, processes, change) as engine:
+                    kept = _measured(scaled, engine, one, length, progress)
                 write_json(path, {"key": sha256_json(key), **kept})
             interval = (kept["interval"][0], kept["interval"][1])
             scores.append(LocoScore(one.name, length, scaling, **{**kept, "interval": interval}))
@@ -194,14 +203,16 @@ def rescaled(embedder: Embedder, scaling: str | None, length: int) -> Embedder:
     return other
 
 
-def _measured(embedder: Embedder, one: RetrievalSet, length: int, progress: Tell | None) -> dict[str, Any]:
+def _measured(
+    embedder: Embedder, engine: Engine, one: RetrievalSet, length: int, progress: Tell | None
+) -> dict[str, Any]:
     began, cut = time.monotonic(), []
     config = embedder.model.encoder.config
     scaling = f" ({config.rope_scaling})" if config.positions == "rotary" else ""
     advance = counted(progress, f"{one.name} at {length:,}{scaling}", len(one.queries) + len(one.corpus))
 
     def embed(texts: Sequence[str], *, task: str) -> np.ndarray:
-        return embedder.embed(texts, task=task, max_length=length, truncate=True, progress=advance, on_cut=cut.append)
+        return embed_texts(engine, texts, task=task, max_length=length, progress=advance, on_cut=cut.append)
 
     result: RetrievalResult = evaluate_retrieval(one, embed)
     return {

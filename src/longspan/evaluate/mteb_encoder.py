@@ -19,9 +19,11 @@ import torch
 from pydantic import Field
 
 from longspan.config import Config
+from longspan.curate.engine import Engine, LocalEngine
 from longspan.curate.vectors import VectorStore
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
+from longspan.evaluate.embedding import embed_texts, finished_vectors, without_lengths
 from longspan.files import sha256_json
 from longspan.progress import Tell, counted
 from longspan.text.tasks import Task
@@ -55,6 +57,8 @@ class MtebProtocol(Config):
     """Texts are cut at this many tokens, prefix and special tokens included."""
     normalize_classification: bool = False
     """Whether vectors have length 1 in classification too. The paper: no."""
+    dim: int | None = Field(default=None, ge=1)
+    """Vectors are cut to their first so many coordinates (Matryoshka); None: whole."""
 
     @classmethod
     def of(cls, embedder: Embedder, *, max_length: int | None = None) -> Self:
@@ -93,6 +97,7 @@ class MtebEncoder:
         name: str | None = None,
         vectors: Path | None = None,
         progress: Tell | None = None,
+        engine: Engine | None = None,
     ) -> None:
         """
         Args:
@@ -101,9 +106,11 @@ class MtebEncoder:
             name: what mteb calls it, `organization/model`; None: from the embedder's name.
             vectors: keep vectors in this folder, so that a killed run need not compute them again.
             progress: told of texts embedded.
+            engine: where `without_lengths(embedder)` computes (`open_engine`); None: in this process.
 
         Raises:
-            LongspanError: the protocol's length is above what the model reads, or the name has not this form.
+            LongspanError: the protocol's length is above what the model reads, its dim above the model's, or the name
+                has not this form.
         """
         self.protocol = MtebProtocol.of(embedder) if protocol is None else protocol
         if self.protocol.max_length > embedder.config.max_length:
@@ -120,13 +127,16 @@ class MtebEncoder:
         self.vectors = vectors
         self._progress = progress
         self._calls: Counter[str] = Counter()
+        embedder.check_dim(self.protocol.dim)
         self._normalized = embedder.with_settings(normalize=True)
-        self._for_classification = embedder.with_settings(normalize=self.protocol.normalize_classification)
+        self._raw = without_lengths(embedder)
+        self._engine = engine or LocalEngine(self._raw)
 
     @functools.cached_property
     def revision(self) -> str:
         """What a score depends on beside the task: the model's weights and settings, and the protocol."""
-        return sha256_json([self._normalized.fingerprint, self.protocol.model_dump()])[:40]
+        settings = self.protocol.model_dump(exclude_none=True)
+        return sha256_json([self._normalized.fingerprint, settings])[:40]
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -146,7 +156,7 @@ class MtebEncoder:
             n_embedding_parameters=num_embedding,
             memory_usage_mb=None,
             max_tokens=self._normalized.config.max_length,
-            embed_dim=self._normalized.dim,
+            embed_dim=self.protocol.dim or self._normalized.dim,
             license=None,
             open_weights=True,
             public_training_code=None,
@@ -181,8 +191,10 @@ class MtebEncoder:
         kind = None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type))
         self._calls[task_metadata.name] += 1
         what = " ".join(filter(None, [task_metadata.name, hf_split, kind, f"({self._calls[task_metadata.name]})"]))
-        embedder = self._for_classification if task_metadata.type in UNNORMALIZED_TYPES else self._normalized
-        return self._embed(embedder, _texts(inputs), prefix_task(task_metadata.type, kind), what)
+        raw_ND = self._embed(_texts(inputs), prefix_task(task_metadata.type, kind), what)
+        fitted = task_metadata.type in UNNORMALIZED_TYPES
+        normalize = self.protocol.normalize_classification if fitted else True
+        return finished_vectors(raw_ND, dim=self.protocol.dim, normalize=normalize)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Cosine similarity of every pair: (N, D), (M, D) -> (N, M)."""
@@ -192,21 +204,19 @@ class MtebEncoder:
         """Cosine similarity of corresponding pairs: (N, D), (N, D) -> (N,)."""
         return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
 
-    def _embed(self, embedder: Embedder, texts: Sequence[str], task: Task, what: str) -> np.ndarray:
-        places: dict[str, int] = {}
-        place_N = np.array([places.setdefault(text if text.strip() else NOTHING, len(places)) for text in texts], int)
-        distinct = list(places)
-        advance = counted(self._progress, what, len(distinct))
-        return self._embed_distinct(embedder, distinct, task, advance)[place_N]
+    def _embed(self, texts: Sequence[str], task: Task, what: str) -> np.ndarray:
+        """Vectors of all texts, not normalised; each distinct text is embedded once, neighbours of similar length."""
+        distinct = sorted({text if text.strip() else NOTHING for text in texts}, key=lambda text: (-len(text), text))
+        place = {text: number for number, text in enumerate(distinct)}
+        vectors_MD = self._embed_distinct(distinct, task, counted(self._progress, what, len(distinct)))
+        return vectors_MD[[place[text if text.strip() else NOTHING] for text in texts]]
 
-    def _embed_distinct(
-        self, embedder: Embedder, texts: list[str], task: Task, advance: Callable[[int], None]
-    ) -> np.ndarray:
+    def _embed_distinct(self, texts: list[str], task: Task, advance: Callable[[int], None]) -> np.ndarray:
         max_length = self.protocol.max_length
         if self.vectors is not None:
-            store = VectorStore(self.vectors, embedder, task=task, max_length=max_length)
+            store = VectorStore(self.vectors, self._raw, task=task, max_length=max_length, engine=self._engine)
             return store.embed(texts, progress=advance)
-        return embedder.embed(texts, task=task, max_length=max_length, truncate=True, progress=advance)
+        return embed_texts(self._engine, texts, task=task, max_length=max_length, progress=advance)
 
 
 def load_for_mteb(

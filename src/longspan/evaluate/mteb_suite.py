@@ -7,6 +7,7 @@ them. Vectors of the task in work are kept too, so that a kill costs a thousand 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longspan.curate.engine import Engine
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.evaluate.mteb_encoder import MtebEncoder, MtebProtocol
@@ -71,6 +73,8 @@ class MtebResults:
         folder: where mteb's own files are: one a task, and `model_meta.json`.
         scores: of every task, in the order of the benchmark.
         precision: arithmetic.
+        width: coordinates of the model's vectors, where `by_dim` is compared with them.
+        by_dim: the same with vectors cut to fewer coordinates, where that was measured.
     """
 
     model: str
@@ -79,6 +83,8 @@ class MtebResults:
     folder: Path
     scores: tuple[TaskScore, ...]
     precision: str = "float32"
+    width: int | None = None
+    by_dim: tuple[MtebResults, ...] = ()
 
     def categories(self) -> dict[str, float]:
         """Category -> mean over its tasks, as in Table 4."""
@@ -100,7 +106,7 @@ class MtebResults:
             "average": self.average(),
             "categories": self.categories(),
             "tasks": {score.task: {k: v for k, v in vars(score).items() if k != "task"} for score in self.scores},
-        }
+        } | ({"width": self.width, "by_dim": [result.as_json() for result in self.by_dim]} if self.by_dim else {})
 
 
 def run_mteb(
@@ -111,6 +117,8 @@ def run_mteb(
     protocol: MtebProtocol | None = None,
     name: str | None = None,
     data: Path | None = None,
+    dims: Sequence[int] = (),
+    engine: Engine | None = None,
     progress: Tell | None = None,
 ) -> MtebResults:
     """Measure a model on tasks of mteb, skipping those whose scores are in `out`.
@@ -125,6 +133,8 @@ def run_mteb(
         protocol: None: `MtebProtocol.of(embedder)`.
         name: what mteb calls the model, `organization/model`.
         data: read the data from this folder and not from the hub (see `find_task_files`).
+        dims: measure vectors cut to so many coordinates too; each text is embedded once for all of them.
+        engine: where `without_lengths(embedder)` computes (`open_engine`); None: in this process.
         progress: told of texts embedded.
 
     Raises:
@@ -132,25 +142,40 @@ def run_mteb(
             folder cannot be written.
     """
     library = mteb()
-    encoder = MtebEncoder(embedder, protocol=protocol, name=name, progress=progress)
+    protocol = MtebProtocol.of(embedder) if protocol is None else protocol
+    encoders = [
+        MtebEncoder(embedder, protocol=one, name=name, progress=progress, engine=engine)
+        for one in (protocol, *(protocol.model_copy(update={"dim": dim}) for dim in dims))
+    ]
     files = _all_files(tasks, data)
+    folders = [_begin(encoder, out) for encoder in encoders]
+    scores: list[list[TaskScore]] = [[] for _ in encoders]
+    for task in tasks:
+        results: list[list[Any]] = [[] for _ in encoders]
+        for part in leaves(task):
+            its_files = files.get(part.metadata.name)
+            vectors = out / VECTORS / part.metadata.name
+            for encoder, folder, parts in zip(encoders, folders, results, strict=True):
+                encoder.vectors = vectors
+                parts.append(_measured(library, encoder, part, folder / f"{part.metadata.name}.json", its_files))
+            shutil.rmtree(vectors, ignore_errors=True)
+        for parts, of_encoder in zip(results, scores, strict=True):
+            of_encoder.append(_score(task, task.combine_task_results(parts) if task.is_aggregate else parts[0]))
+    whole, *by_dim = (
+        MtebResults(encoder.name, encoder.revision, encoder.protocol, folder, tuple(its), embedder.precision)
+        for encoder, folder, its in zip(encoders, folders, scores, strict=True)
+    )
+    whole = dataclasses.replace(whole, width=embedder.dim if dims else None, by_dim=tuple(by_dim))
+    write_json(out / SUMMARY, whole.as_json())
+    return whole
+
+
+def _begin(encoder: MtebEncoder, out: Path) -> Path:
+    """The folder of an encoder's scores, with its `model_meta.json`."""
     meta = encoder.mteb_model_meta
     folder = out / "results" / meta.model_name_as_path() / encoder.revision
     write_json(folder / "model_meta.json", json.loads(json.dumps(meta.to_dict(), default=str)))
-    scores = []
-    for task in tasks:
-        parts = []
-        for part in leaves(task):
-            its_files = files.get(part.metadata.name)
-            part_folder = out / VECTORS / part.metadata.name
-            encoder.vectors = part_folder
-            parts.append(_measured(library, encoder, part, folder / f"{part.metadata.name}.json", its_files))
-            shutil.rmtree(part_folder, ignore_errors=True)
-        result = task.combine_task_results(parts) if task.is_aggregate else parts[0]
-        scores.append(_score(task, result))
-    results = MtebResults(encoder.name, encoder.revision, encoder.protocol, folder, tuple(scores), embedder.precision)
-    write_json(out / SUMMARY, results.as_json())
-    return results
+    return folder
 
 
 def _all_files(tasks: Sequence[Any], data: Path | None) -> dict[str, TaskFiles]:
@@ -232,16 +257,24 @@ def _score(task: Any, result: Any) -> TaskScore:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without mteb's advice, as warning and in its log, to take a newer version of a task: a benchmark is fixed."""
+    """Without mteb's advice, as warning and in its log, to take a newer version of a task: a benchmark is fixed.
+
+    And without the bars of `datasets`, which would come between ours.
+    """
+    import datasets
+
     logger = logging.getLogger("mteb")
-    level = logger.level
+    level, had_bars = logger.level, datasets.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The task .* is superseded by")
             yield
     finally:
         logger.setLevel(level)
+        if had_bars:
+            datasets.enable_progress_bars()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -33,6 +33,7 @@ ROWS_AT_A_TIME = 10_000
 
 _DEFAULT = "default"
 _TOP_RANKED = "top_ranked"
+_IN_BEIRS_LAYOUT = " as corpus.jsonl and queries.jsonl (_id, text) and qrels/test.tsv"
 
 
 def mteb() -> Any:
@@ -108,7 +109,8 @@ def find_task_files(task: Any, data: Path) -> TaskFiles:
     """The files of one task under a data folder.
 
     The task's own folder may be called as the task (`STSBenchmark`) or as its data set on the hub
-    (`mteb/stsbenchmark-sts` or `stsbenchmark-sts`); case, `-` and `_` do not matter. In it are BEIR's or MTEB's tables
+    (`mteb/stsbenchmark-sts` or `stsbenchmark-sts`; of LongEmbed `LongEmbed/qmsum`); case, `-` and `_` do not matter. In
+    it are BEIR's or MTEB's tables
     for retrieval, and `SPLIT.jsonl` (.parquet, .csv, ...) or the hub's own layout for all else.
 
     Raises:
@@ -118,9 +120,8 @@ def find_task_files(task: Any, data: Path) -> TaskFiles:
     if not data.is_dir():
         raise LongspanError("the data folder is not there", where=data, remedy="name a folder with one folder per task")
     is_retrieval = task.metadata.type in ("Retrieval", "Reranking")
-    if not type(task).load_data.__module__.startswith("mteb.abstasks.") or (
-        not is_retrieval and hasattr(task, "k_values")
-    ):
+    by_program = not type(task).load_data.__module__.startswith("mteb.abstasks.") and not _is_long_embed(task)
+    if by_program or (not is_retrieval and hasattr(task, "k_values")):
         raise LongspanError(
             f"the data of {task.metadata.name} are made by its own program in mteb and not read from files",
             where=task.metadata.name,
@@ -196,7 +197,8 @@ def _in_english(task: Any) -> Any:
 
 def _task_folder(task: Any, data: Path) -> Path:
     repository = _repository(task)
-    wanted = [task.metadata.name, repository, repository.rpartition("/")[2]]
+    part = f"/{task.metadata.dataset['name']}" if _is_long_embed(task) else ""
+    wanted = [task.metadata.name, repository + part, repository.rpartition("/")[2] + part]
     depth_one = [path for path in sorted(data.iterdir()) if path.is_dir()]
     depth_two = [inner for path in depth_one for inner in sorted(path.iterdir()) if inner.is_dir()]
     folders = {_plain(str(path.relative_to(data))): path for path in [*depth_two, *depth_one]}
@@ -206,9 +208,14 @@ def _task_folder(task: Any, data: Path) -> Path:
     raise LongspanError(
         f"there is no folder for the task {task.metadata.name}",
         where=data,
-        remedy=f"put the files of {repository} (from the Hugging Face hub) into {data / task.metadata.name}, or name "
-        "other tasks",
+        remedy=f"put the files of {repository}{part} (from the Hugging Face hub) into {data / task.metadata.name}"
+        f"{_IN_BEIRS_LAYOUT if part else ''}, or name other tasks",
     )
+
+
+def _is_long_embed(task: Any) -> bool:
+    """Whether the task's own program only brings a part of LongEmbed (`qmsum`, ...) into the form of all others."""
+    return _repository(task).endswith("/LongEmbed") and "name" in task.metadata.dataset
 
 
 def _plain(name: str) -> str:

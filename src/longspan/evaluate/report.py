@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from longspan.errors import LongspanError
 from longspan.evaluate import glue, jina_long, loco, mteb_suite
+from longspan.evaluate.forms import SUITE as FORMS
+from longspan.evaluate.report_forms import check_forms_result, cut_label, dim_plots, forms_plots, forms_tables
+from longspan.evaluate.report_parts import Plot, Row, Table
 from longspan.files import read_json
 
 _AVERAGE = "Avg"
@@ -28,56 +31,10 @@ _LONGEST_LOCO, _LONGEST_JINA = 8192, 8191
 """Table 1 shows LoCo and Jina's benchmark at these lengths."""
 
 _FILES = (glue.SUMMARY, mteb_suite.SUMMARY, jina_long.SUMMARY, loco.SUMMARY)
-_REMEDY = "name folders that longspan evaluate wrote with --suite mteb, jina-long, loco or glue"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        names: model, parameters, length and so on, by column; what is not known is left out.
-        scores: by column, as shown: "62.39", "75.1 (3 of 12)".
-        ours: whether we measured it.
-    """
-
-    names: dict[str, str]
-    scores: dict[str, str]
-    ours: bool
-
-
-@dataclass(frozen=True)
-class Table:
-    """One of the paper's tables, with our rows below its own.
-
-    Attributes:
-        number: "1", "2", "4", "5" or "6".
-        title, section: of the paper.
-        names, scores: the columns: what tells a row from others, and what was measured.
-        rows: in order.
-        tasks: column -> mteb's tasks of it, in Table 4.
-    """
-
-    number: str
-    title: str
-    section: str
-    names: tuple[str, ...]
-    scores: tuple[str, ...]
-    rows: tuple[Row, ...]
-    tasks: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def heading(self) -> str:
-        """What stands above it."""
-        return f"Table {self.number}: {self.title} (section {self.section})"
-
-    def cells(self) -> list[list[str]]:
-        """The rows as they are shown, a dash where nothing is known."""
-        return [
-            [row.names.get(column, "-") for column in self.names]
-            + [row.scores.get(column, "-") for column in self.scores]
-            for row in self.rows
-        ]
+_REMEDY = (
+    "name folders that longspan evaluate wrote with --suite mteb, jina-long, loco or glue, or the file that it wrote "
+    "for one's own set with --dim, --stored or --lengths"
+)
 
 
 @dataclass(frozen=True)
@@ -88,13 +45,13 @@ class Report:
         source: the paper.
         tables: those of the paper in which we have rows.
         notes: where a measurement of ours is not the paper's protocol.
-        curves: title -> series -> (length in tokens, score) for every score that was measured at lengths.
+        plots: every score that was measured at lengths, with several dimensions or in several forms.
     """
 
     source: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
-    curves: dict[str, dict[str, list[tuple[int, float]]]]
+    plots: tuple[Plot, ...]
 
 
 @functools.cache
@@ -139,8 +96,15 @@ def build_report(places: Iterable[Path]) -> Report:
         for number, table in paper_tables().items()
         if (rows := ours[number])
     ]
-    curves = _paper_curves([table for table in tables if table.number in ("5", "6")])
-    return Report(_paper()["source"], tuple(tables), tuple(dict.fromkeys(notes)), curves)
+    results = [(_label(result), result) for _, result in found]
+    forms = [one for one in results if one[1].get("suite") == FORMS]
+    tables += forms_tables(forms)
+    plots = [
+        *_length_plots([table for table in tables if table.number in ("5", "6")]),
+        *forms_plots(forms),
+        *dim_plots([one for one in results if "by_dim" in one[1]]),
+    ]
+    return Report(_paper()["source"], tuple(tables), tuple(dict.fromkeys(notes)), tuple(plots))
 
 
 def result_files(place: Path) -> list[Path]:
@@ -167,8 +131,8 @@ def _take(result: dict[str, Any], ours: dict[str, list[Row]], best: dict[str, di
     match result.get("suite", "mteb"):
         case "mteb":
             row = _mteb_row(model, result["tasks"])
-            if row.scores:
-                ours["4"].append(row)
+            cut = [_mteb_row(cut_label(model, one), one["tasks"]) for one in result.get("by_dim", ())]
+            ours["4"] += [one for one in (row, *cut) if one.scores]
             if _AVERAGE in row.scores:
                 _add(best, model, "MTEB", f"{100 * result['average']:.2f}")
             return _mteb_notes(model, result)
@@ -181,6 +145,8 @@ def _take(result: dict[str, Any], ours: dict[str, list[Row]], best: dict[str, di
         case "glue":
             ours["2"].append(_glue_row(model, result))
             return [f"{model}: {note}" for note in result["deviations"]]
+        case forms if forms == FORMS:
+            check_forms_result(result)
         case other:
             raise ValueError(f"there is no suite {other!r}")
     return []
@@ -257,9 +223,9 @@ def _glue_row(model: str, result: Mapping[str, Any]) -> Row:
     return Row({"Model": model, "Seq": str(result["trained_length"])}, scores, ours=True)
 
 
-def _paper_curves(tables: Sequence[Table]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def _length_plots(tables: Sequence[Table]) -> list[Plot]:
     """Every column that we have measured, against the length."""
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    plots = []
     for table in tables:
         for column in table.scores:
             series: dict[str, list[tuple[int, float]]] = {}
@@ -268,8 +234,9 @@ def _paper_curves(tables: Sequence[Table]) -> dict[str, dict[str, list[tuple[int
                     name = row.names["Model"] if row.ours else f"{row.names['Model']} (paper)"
                     series.setdefault(name, []).append((int(row.names["Seq"]), float(row.scores[column])))
             if any(row.ours and column in row.scores for row in table.rows):
-                curves[f"{table.title}: {column}"] = {name: sorted(points) for name, points in series.items()}
-    return curves
+                title = f"{table.title}: {column}"
+                plots.append(Plot(title, "tokens", {name: sorted(points) for name, points in series.items()}))
+    return plots
 
 
 @functools.cache

@@ -6,12 +6,21 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from longspan.evaluate.report import Report, Table
+from longspan.evaluate.report import Report
+from longspan.evaluate.report_parts import Plot, Table, Unit
 from longspan.page import page, table
 
 _WIDTH, _HEIGHT = 380, 200
+_LABEL_WIDTH = 36
 _COLOURS = ("#1f6fb4", "#d1661c", "#3a8a3a", "#8a4fa8", "#b03060", "#00838f")
 _OTHERS = "#999"
+
+_PLOTTED: dict[Unit, str] = {
+    "tokens": "Score against sequence length",
+    "coordinates": "Quality against dimension",
+    "bytes": "Quality against bytes of a stored vector",
+}
+"""What plots are against -> what stands above them."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -59,20 +68,17 @@ def as_latex(report: Report) -> str:
 def as_html(report: Report) -> str:
     """A self-contained page: tables, and every score that was measured at lengths against the length."""
     parts = [_html_table(one) for one in report.tables]
-    if report.curves:
-        parts.append("<h2>Score against sequence length</h2>")
-        parts += [line_plot(title, series) for title, series in report.curves.items()]
+    for unit, heading in _PLOTTED.items():
+        plots = [line_plot(plot) for plot in report.plots if plot.unit == unit]
+        if plots:
+            parts += [f"<h2>{heading}</h2>", *plots]
     parts += [f"<p>{escape(line)}</p>" for line in _closing(report)]
     return page("Results beside the paper's", parts)
 
 
-def line_plot(title: str, series: dict[str, list[tuple[int, float]]]) -> str:
-    """Scores against tokens, the tokens on a logarithmic axis; the paper's series are grey.
-
-    Args:
-        title: below the plot's top.
-        series: name -> points, at least one; names that end in "(paper)" are the paper's.
-    """
+def line_plot(plot: Plot) -> str:
+    """Scores against what is counted, on a logarithmic axis; the paper's series are grey."""
+    title, series = plot.title, plot.series
     points = [point for line in series.values() for point in line]
     low_x, high_x = (math.log2(edge([length for length, _ in points])) for edge in (min, max))
     low_y, high_y = math.floor(min(y for _, y in points)), math.ceil(max(y for _, y in points))
@@ -88,16 +94,18 @@ def line_plot(title: str, series: dict[str, list[tuple[int, float]]]) -> str:
         shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for length, score in line:
             x, y = place(length, score)
-            tip = f"<title>{escape(name)}, {length:,} tokens: {score:g}</title>"
+            tip = f"<title>{escape(name)}, {length:,} {plot.unit}: {score:.2f}</title>"
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{tip}</circle>')
         if colour != _OTHERS:
             keys.append(f'<span class="key" style="background:{colour}"></span>{escape(name)}')
     if any(name.endswith("(paper)") for name in series):
         keys.append(f'<span class="key" style="background:{_OTHERS}"></span>the paper\'s (point at a dot)')
+    free = -math.inf
     for length in sorted({length for length, _ in points}):
-        shapes.append(
-            f'<text x="{place(length, low_y)[0]:.1f}" y="{_HEIGHT + 16}" text-anchor="middle">{length:,}</text>'
-        )
+        x, _ = place(length, low_y)
+        if x >= free:  # names of neighbours would lie over one another
+            shapes.append(f'<text x="{x:.1f}" y="{_HEIGHT + 16}" text-anchor="middle">{length:,}</text>')
+            free = x + _LABEL_WIDTH
     for score in (low_y, high_y):
         shapes.append(f'<text x="-6" y="{place(points[0][0], score)[1] + 4:.1f}" text-anchor="end">{score}</text>')
     axes = f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>'
@@ -117,7 +125,8 @@ def _html_table(one: Table) -> str:
 
 
 def _closing(report: Report) -> list[str]:
-    return [*report.notes, f"The other rows are as printed in: {report.source}."]
+    has_papers = any(one.number for one in report.tables)
+    return [*report.notes, *([f"The other rows are as printed in: {report.source}."] if has_papers else [])]
 
 
 def _pipes(cells: Sequence[str]) -> str:

@@ -142,6 +142,19 @@ class Comparison:
     num_queries: int
 
 
+@dataclass(frozen=True)
+class SetVectors:
+    """The vectors of a retrieval set, so that they can be searched in several ways.
+
+    Attributes:
+        queries_ND: in the order of `RetrievalSet.queries`.
+        documents_MD: in falling order of their ids.
+    """
+
+    queries_ND: np.ndarray
+    documents_MD: np.ndarray
+
+
 def evaluate_retrieval(
     retrieval_set: RetrievalSet,
     embed: EmbedFunction,
@@ -151,13 +164,44 @@ def evaluate_retrieval(
     ignore_same_id: bool = False,
     seed: int = 0,
 ) -> RetrievalResult:
-    """Embed queries and corpus, rank by inner product, and measure.
+    """Embed queries and corpus (`embed_set`), rank by inner product, and measure (`score_vectors`).
+
+    Raises:
+        LongspanError: `embed` returned the wrong shape or values that are not finite; a k or depth that is too small.
+    """
+    vectors = embed_set(retrieval_set, embed)
+    return score_vectors(
+        retrieval_set, vectors, k_values=k_values, depth=depth, ignore_same_id=ignore_same_id, seed=seed
+    )
+
+
+def embed_set(retrieval_set: RetrievalSet, embed: EmbedFunction) -> SetVectors:
+    """The vectors of queries and corpus; of length 1 if cosine similarity is meant.
+
+    Raises:
+        LongspanError: `embed` returned the wrong shape.
+    """
+    queries, corpus = retrieval_set.queries, retrieval_set.corpus
+    queries_ND = _embed(embed, list(queries.values()), "search_query")
+    return SetVectors(queries_ND, _embed(embed, [corpus[one] for one in _in_order(retrieval_set)], "search_document"))
+
+
+def score_vectors(
+    retrieval_set: RetrievalSet,
+    vectors: SetVectors,
+    *,
+    k_values: Sequence[int] = K_VALUES,
+    depth: int = DEPTH,
+    ignore_same_id: bool = False,
+    seed: int = 0,
+) -> RetrievalResult:
+    """Rank by inner product, and measure.
 
     The ranking is exact, with equal scores in trec_eval's order, so the measures equal pytrec_eval's on these vectors.
 
     Args:
         retrieval_set: what to search.
-        embed: makes vectors; of length 1 if cosine similarity is meant.
+        vectors: of it.
         k_values: further cut-offs for nDCG, recall and MRR beside 10 and 100.
         depth: documents ranked per query; "map" is average precision over these.
         ignore_same_id: never rank a document for the query of the same id, as BEIR does. Right where queries are
@@ -165,18 +209,14 @@ def evaluate_retrieval(
         seed: of the bootstrap.
 
     Raises:
-        LongspanError: `embed` returned the wrong shape or values that are not finite; a k or depth that is too small.
+        LongspanError: values that are not finite; a k or depth that is too small.
     """
-    # In falling order of ids a tie that goes to the lower index is a tie in trec_eval's order.
-    documents = sorted(retrieval_set.corpus, reverse=True)
-    queries = list(retrieval_set.queries)
-    queries_ND = _embed(embed, [retrieval_set.queries[query] for query in queries], "search_query")
-    documents_MD = _embed(embed, [retrieval_set.corpus[document] for document in documents], "search_document")
+    documents, queries = _in_order(retrieval_set), list(retrieval_set.queries)
     exclude = None
     if ignore_same_id:
         place = {document: index for index, document in enumerate(documents)}
         exclude = Exclude.of([[place[query]] if query in place else [] for query in queries])
-    _, indices_NK = top_k(queries_ND, documents_MD, min(depth, len(documents)), exclude=exclude)
+    _, indices_NK = top_k(vectors.queries_ND, vectors.documents_MD, min(depth, len(documents)), exclude=exclude)
     run = {
         query: [documents[index] for index in indices_K if index >= 0]
         for query, indices_K in zip(queries, indices_NK.tolist(), strict=True)
@@ -258,6 +298,11 @@ def bootstrap_interval(
     """
     one = bootstrap_intervals({"mean": values}, seed=seed, resamples=resamples, confidence=confidence)
     return one["mean"]
+
+
+def _in_order(retrieval_set: RetrievalSet) -> list[str]:
+    """Documents in falling order of ids: a tie that goes to the lower index is then a tie in trec_eval's order."""
+    return sorted(retrieval_set.corpus, reverse=True)
 
 
 def _embed(embed: EmbedFunction, texts: list[str], task: str) -> np.ndarray:
