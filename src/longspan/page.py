@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 _STYLE = """
@@ -11,6 +12,8 @@ body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; vertical-align: top; }
 th.name, td.name { text-align: left; }
+th, td { white-space: nowrap; }
+tr.ours td { font-weight: 600; background: #1f6fb41f; }
 figure { display: inline-block; margin: .5rem 1.5rem .5rem 0; }
 figcaption { font-size: .9rem; }
 svg { display: block; overflow: visible; }
@@ -33,12 +36,13 @@ def page(title: str, parts: Iterable[str]) -> str:
     return f"<!doctype html>\n{head}\n<h1>{escape(title)}</h1>\n{body}\n</html>\n"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> str:
-    """An HTML table whose first `names` columns are names and the others numbers."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], names: int, ours: Collection[int] = ()) -> str:
+    """An HTML table whose first `names` columns are names and the others numbers; rows of `ours` stand out."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         kinds = [' class="name"' if number < names else "" for number in range(len(texts))]
         return "".join(f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
 
-    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    starts = ('<tr class="ours">' if number in ours else "<tr>" for number in itertools.count())
+    body = "\n".join(f"{start}{cells('td', row)}</tr>" for row, start in zip(rows, starts, strict=False))
     return f"<table><tr>{cells('th', heads)}</tr>\n{body}</table>"

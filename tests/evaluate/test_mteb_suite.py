@@ -122,7 +122,7 @@ def test_dims_share_one_pass_over_the_texts(
             small_embedder,
             tasks_by_name(names),
             tmp_path / out,
-            protocol=MtebProtocol(dim=dim),
+            protocol=MtebProtocol(max_length=128, dim=dim),
             data=data,
             dims=dims,
             progress=lambda what, done, total: told.append(what),

@@ -157,8 +157,8 @@ def test_mteb_with_cut_vectors_has_a_row_for_each_dimension(tmp_path):
     report = build_report([tmp_path])
     assert [(one.names["Model"], one.scores["STS"]) for one in ours(report, "4")] == [
         ("ours", "90.0 (1 of 10)"),
-        ("ours, first 64 of its coordinates", "70.0 (1 of 10)"),
-        ("ours, first 128 of its coordinates", "80.0 (1 of 10)"),
+        ("ours, dim 64", "70.0 (1 of 10)"),
+        ("ours, dim 128", "80.0 (1 of 10)"),
     ]
     assert [plot.series for plot in report.plots] == [{"ours, 1 task": [(64, 70.0), (128, 80.0), (256, 90.0)]}]
 

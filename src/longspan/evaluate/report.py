@@ -7,6 +7,7 @@ average by all its columns; of what is there in part the cell says so.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +93,7 @@ def build_report(places: Iterable[Path]) -> Report:
             raise LongspanError(what, where=path, remedy=_REMEDY) from None
     ours["1"] = [Row({"Model": model}, scores, ours=True) for model, scores in best.items()]
     tables = [
-        Table(table.number, table.title, table.section, table.names, table.scores, (*table.rows, *rows), table.tasks)
+        dataclasses.replace(table, rows=_by_length((*table.rows, *rows)))
         for number, table in paper_tables().items()
         if (rows := ours[number])
     ]
@@ -123,6 +124,13 @@ def result_files(place: Path) -> list[Path]:
     if not found:
         raise LongspanError("there are no results of a suite", where=place, remedy=_REMEDY)
     return found
+
+
+def _by_length(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Tables 5 and 6 are in groups by length: ours go below the paper's of the same length."""
+    if not all(row.names.get("Seq", "").isdigit() for row in rows):
+        return rows
+    return tuple(sorted(rows, key=lambda row: int(row.names["Seq"])))
 
 
 def _take(result: dict[str, Any], ours: dict[str, list[Row]], best: dict[str, dict[str, str]]) -> list[str]:

@@ -60,7 +60,7 @@ def dim_plots(results: Results) -> list[Plot]:
 
 def cut_label(model: str, result: Mapping[str, Any]) -> str:
     """What a model is called whose vectors were cut."""
-    return f"{model}, first {result['protocol']['dim']} of its coordinates"
+    return f"{model}, dim {result['protocol']['dim']}"
 
 
 def _row(model: str, result: Mapping[str, Any], score: Mapping[str, Any]) -> Row:

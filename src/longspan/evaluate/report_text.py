@@ -111,17 +111,15 @@ def line_plot(plot: Plot) -> str:
     axes = f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>'
     axes += f'<line class="axis" x1="0" x2="0" y1="0" y2="{_HEIGHT}"/>'
     return (
-        f'<figure style="padding-left:2.5rem"><figcaption>{escape(title)}<br>{" &emsp; ".join(keys)}</figcaption>'
+        f'<figure style="padding-left:2.5rem"><figcaption style="max-width:{_WIDTH}px">{escape(title)}<br>{" &emsp; ".join(keys)}</figcaption>'
         f'<svg width="{_WIDTH}" height="{_HEIGHT + 22}">{axes}{"".join(shapes)}</svg></figure>'
     )
 
 
 def _html_table(one: Table) -> str:
-    rows = [
-        [f"▶ {cells[0]}" if row.ours else cells[0], *cells[1:]]
-        for row, cells in zip(one.rows, one.cells(), strict=True)
-    ]
-    return f"<h2>{escape(one.heading)}</h2>" + table([*one.names, *one.scores], rows, names=len(one.names))
+    ours = [number for number, row in enumerate(one.rows) if row.ours and one.number]
+    cells = table([*one.names, *one.scores], one.cells(), names=len(one.names), ours=ours)
+    return f"<h2>{escape(one.heading)}</h2>{cells}"
 
 
 def _closing(report: Report) -> list[str]:
