@@ -1,6 +1,6 @@
 """How positions reach past the trained length, on a rotary model trained here: LoCo's QMSum and two further sets.
 
-    python -m benchmarks.loco_rotary ../shared/data [--tokens 1000000] [--lengths 512 2048 4096 8192] [--out FOLDER]
+    python -m benchmarks.loco_rotary ../shared/data [--tokens 360000] [--lengths 512 2048 4096 8192] [--out FOLDER]
 
 The model is all-MiniLM-L6-v2 with its learned positions taken out and rotary ones put in, which learns from the
 original to give the same vectors for pieces of at most 512 tokens of running text (the cosine of both is made 1). So
@@ -52,7 +52,7 @@ def main() -> None:
     """Train where no trained weights are in --out, measure, and write a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with text/ and longcontext/")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens to train on")
+    parser.add_argument("--tokens", type=int, default=360_000, help="tokens to train on")
     parser.add_argument("--tasks", nargs="+", default=["qmsum", "gov_report", "big_patent"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[TRAINED_LENGTH, *LENGTHS])
     parser.add_argument("--out", type=Path, default=Path("loco-rotary"))

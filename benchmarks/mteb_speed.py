@@ -58,7 +58,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="folder with a folder per task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="float32 among them")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        help="of longspan; of the other library too, or float32",
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(BATCH_SIZES), help="of the other library")
     return parser.parse_args()
 
@@ -76,10 +81,10 @@ def _task(
     others: dict[str, dict[int, list[dict[str, float]]]] = {
         precision: {size: [] for size in parsed.batch_sizes} for precision in theirs
     }
-    recorder = _Recorder(ours["float32"])
+    recorder = _Recorder(next(iter(ours.values())))
     for number in range(parsed.rounds):
         for precision, embedder in ours.items():
-            encoder = recorder if precision == "float32" and number == 0 else MtebEncoder(embedder)
+            encoder = recorder if embedder is recorder.embedder and number == 0 else MtebEncoder(embedder)
             mine[precision].append(_evaluated(encoder, task, 32))
         for precision, model in theirs.items():
             for size in parsed.batch_sizes:

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longspan.curate.engine import LocalEngine
-from longspan.embedder import Embedder
 from longspan.evaluate import embedding
-from longspan.evaluate.embedding import embed_texts, finished_vectors, open_engine, without_lengths
+from longspan.evaluate.embedding import embed_texts, finished_vectors, without_lengths
 
 WORDS = "quick brown fox jumps over lazy dogs naïve café area".split()
 
@@ -50,15 +49,3 @@ def test_one_pass_serves_all_dims(small_embedder, layer_norm):
         for normalize in (True, False):
             expected = embedder.with_settings(normalize=normalize).embed(WORDS, task="clustering", dim=dim)
             np.testing.assert_array_equal(finished_vectors(raw, dim=dim, normalize=normalize), expected)
-
-
-def test_two_processes_give_the_same_bits(small_embedder, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "CHARACTERS_PER_BLOCK", 60)
-    small_embedder.save(tmp_path / "model")
-    embedder = Embedder.load(tmp_path / "model", device="cpu")
-    texts = [" ".join(WORDS[: n % 9 + 1]) for n in range(40)]
-    vectors = []
-    for processes in (1, 2):
-        with open_engine(str(tmp_path / "model"), embedder, processes, without_lengths) as engine:
-            vectors.append(embed_texts(engine, texts, task="search_document"))
-    np.testing.assert_array_equal(vectors[0], vectors[1])

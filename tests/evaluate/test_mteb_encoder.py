@@ -80,6 +80,16 @@ def test_only_classification_keeps_the_lengths_of_vectors(small_embedder: Embedd
     np.testing.assert_allclose(np.linalg.norm(normalized, axis=1), 1, rtol=1e-5)
 
 
+def test_vectors_are_cut_as_the_protocol_says(small_embedder: Embedder) -> None:
+    cut = MtebEncoder(small_embedder, protocol=MtebProtocol(max_length=128, dim=16))
+    texts = TEXTS[:2]
+    expected = small_embedder.embed(texts, task="classification", dim=16)
+    np.testing.assert_allclose(encode(cut, texts), expected, atol=1e-6)
+    raw = encode(MtebEncoder(small_embedder), TEXTS, "Banking77Classification")
+    np.testing.assert_array_equal(encode(cut, TEXTS, "Banking77Classification"), raw[:, :16])
+    assert cut.mteb_model_meta.embed_dim == 16
+
+
 def test_a_model_without_prefixes_is_measured_as_published(small_embedder: Embedder) -> None:
     plain = small_embedder.with_settings(prefixes={})
     assert MtebProtocol.of(plain) == MtebProtocol(max_length=128, normalize_classification=True)

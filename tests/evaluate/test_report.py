@@ -94,7 +94,7 @@ def test_loco_is_in_tables_1_and_6_and_its_scalings_are_rows_and_curves(tmp_path
     write_json(tmp_path / "b" / "loco.json", loco(V0[:2], 4096, "none"))
     report = build_report([tmp_path])
     assert ours(report, "1")[0].scores == {"LoCo": "50.00"}
-    whole, part = ours(report, "6")
+    part, whole = ours(report, "6")  # by length, below the paper's of the same
     assert whole.names == {"Model": "ours", "Seq": "8192", "Params": "137M"}
     assert whole.scores["Avg"] == "50.0"
     assert part.names["Model"] == "ours (none)"

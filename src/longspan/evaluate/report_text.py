@@ -110,10 +110,9 @@ def line_plot(plot: Plot) -> str:
         shapes.append(f'<text x="-6" y="{place(points[0][0], score)[1] + 4:.1f}" text-anchor="end">{score}</text>')
     axes = f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>'
     axes += f'<line class="axis" x1="0" x2="0" y1="0" y2="{_HEIGHT}"/>'
-    return (
-        f'<figure style="padding-left:2.5rem"><figcaption style="max-width:{_WIDTH}px">{escape(title)}<br>{" &emsp; ".join(keys)}</figcaption>'
-        f'<svg width="{_WIDTH}" height="{_HEIGHT + 22}">{axes}{"".join(shapes)}</svg></figure>'
-    )
+    caption = f'<figcaption style="max-width:{_WIDTH}px">{escape(title)}<br>{" &emsp; ".join(keys)}</figcaption>'
+    svg = f'<svg width="{_WIDTH}" height="{_HEIGHT + 22}">{axes}{"".join(shapes)}</svg>'
+    return f'<figure style="padding-left:2.5rem">{caption}{svg}</figure>'
 
 
 def _html_table(one: Table) -> str:
