@@ -73,6 +73,20 @@ def test_rows_are_passages(tmp_path):
     assert found(path) == [("1", "Foxes are quick"), ("2", "dogs are lazy"), ("5", "café")]
 
 
+def test_the_source_of_a_passage_is_its_column_or_its_file(tmp_path):
+    rows, notes = tmp_path / "a.jsonl", tmp_path / "a.md"
+    write_text(rows, '{"text": "one", "source": "numpy"}\n{"text": "two", "source": 3}\n')
+    write_text(notes, "three")
+    assert [passage.source for passage in read_passages([str(rows), str(notes)])] == ["numpy", str(rows), str(notes)]
+
+
+def test_nearest_among_some_is_nearest_of_those(small_embedder):
+    index = Index.build(small_embedder, PASSAGES)
+    query_1D = small_embedder.embed(["the fox"], task="search_query")
+    among = range(1, 3)
+    assert index.nearest(query_1D, 9, among) == [hit for hit in index.nearest(query_1D, 9) if hit[0] in among]
+
+
 def test_a_table_named_like_text_is_a_table(tmp_path):
     path = tmp_path / "notes.txt.jsonl"
     write_text(path, '{"text": "one"}\n')

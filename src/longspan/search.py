@@ -25,14 +25,17 @@ TEXT_COLUMNS = ("text", "document", "body", "content")
 """Columns looked for in files of rows."""
 ID_COLUMNS = ("_id", "id")
 """Columns by which a row is named beside its place."""
+SOURCE_COLUMN = "source"
+"""The column by which rows of one file are told apart; without it, the file is the source of its passages."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text to be found, and where it is (`file:line`)."""
+    """A text to be found, where it is (`file:line`), and the source that it belongs to."""
 
     where: str
     text: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Index:
     def __init__(self, embedder: Embedder, passages: Sequence[Passage], vectors_MD: np.ndarray) -> None:
         self._embedder = embedder
         self.passages = passages
-        self._vectors_MD = vectors_MD
+        self.vectors_MD = vectors_MD
 
     @classmethod
     def build(
@@ -79,8 +82,14 @@ class Index:
     def search(self, query: str, k: int = 5) -> list[Hit]:
         """The `k` passages nearest to a query, best first."""
         query_1D = self._embedder.embed([query], task=QUERY, truncate=True)
-        scores_1K, indices_1K = top_k(query_1D, self._vectors_MD, min(k, len(self.passages)))
-        return [Hit(float(s), self.passages[i]) for s, i in zip(scores_1K[0], indices_1K[0], strict=True)]
+        return [Hit(score, self.passages[i]) for i, score in self.nearest(query_1D, k)]
+
+    def nearest(self, query_1D: np.ndarray, k: int, among: range | None = None) -> list[tuple[int, float]]:
+        """Numbers and scores of the `k` passages nearest to a vector, best first; `among`: only these passages."""
+        among = range(len(self.passages)) if among is None else among
+        vectors_MD = self.vectors_MD[among.start : among.stop]
+        scores_1K, indices_1K = top_k(query_1D, vectors_MD, min(k, len(among)))
+        return [(among.start + int(i), float(s)) for s, i in zip(scores_1K[0], indices_1K[0], strict=True)]
 
 
 def read_passages(files: Sequence[str], *, max_words: int = 400) -> list[Passage]:
@@ -107,13 +116,18 @@ def read_passages(files: Sequence[str], *, max_words: int = 400) -> list[Passage
                 )
             text = f"{row['title']} {row[column]}" if isinstance(row.get("title"), str) else row[column]
             if text.strip():
-                passages.append(Passage(_place(file, number, row), text.strip()))
+                passages.append(Passage(_place(file, number, row), text.strip(), _source(file, row)))
     return passages
 
 
 def _place(file: str, number: int, row: dict[str, Any]) -> str:
     name = next((row[key] for key in ID_COLUMNS if isinstance(row.get(key), str)), None)
     return f"{file}:{number}" if name is None else f"{file}:{number} ({name})"
+
+
+def _source(file: str, row: dict[str, Any]) -> str:
+    named = row.get(SOURCE_COLUMN)
+    return named if isinstance(named, str) and named else file
 
 
 def _paragraphs(file: str, text: str, max_words: int) -> list[Passage]:
@@ -123,12 +137,12 @@ def _paragraphs(file: str, text: str, max_words: int) -> list[Passage]:
     for paragraph in re.split(r"(\n\s*\n)", text):
         if paragraph.strip():
             if kept and len(" ".join([*kept, paragraph]).split()) > max_words:
-                passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept)))
+                passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept), file))
                 kept = []
             if not kept:
                 first_line = line + paragraph[: -len(paragraph.lstrip())].count("\n")
             kept.append(re.sub(r"\A\s*\n", "", paragraph).rstrip())
         line += paragraph.count("\n")
     if kept:
-        passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept)))
+        passages.append(Passage(f"{file}:{first_line}", "\n\n".join(kept), file))
     return passages

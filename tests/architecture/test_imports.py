@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"train", "curate", "serve"}),
     frozenset({"evaluate"}),
     frozenset({"search", "output", "doctor", "export"}),
-    frozenset({"recipes"}),
+    frozenset({"recipes", "ui"}),
     frozenset({"adapt", "demo"}),
     frozenset({"bench"}),
     frozenset({"cli"}),

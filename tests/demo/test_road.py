@@ -84,6 +84,8 @@ def test_every_stage_leaves_its_work(undisturbed: tuple[Path, str, float]) -> No
     assert results["evaluate"]["models"]["all-MiniLM-L6-v2"]["ndcg@10"] > 0.5
     assert Embedder.load(out / "published").embed(["x"], task="search_query").shape == (1, 32)
     assert "longspan search" in output
+    assert "serve" in output
+    assert all(row["source"] == row["id"].split(".")[0] for row in rows_of(out / "passages.jsonl"))
     assert "nDCG@10" in (out / "results.md").read_text()
 
 

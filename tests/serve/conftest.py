@@ -53,7 +53,7 @@ class Running:
 
 
 @contextmanager
-def running(embedders, settings=None, *, api_key=None, default_task=None, mounts=()):
+def running(embedders, settings=None, *, api_key=None, default_task=None, mounts=(), open_paths=()):
     """A real server in a thread."""
     pytest.importorskip("uvicorn")
     pytest.importorskip("fastapi")
@@ -66,7 +66,7 @@ def running(embedders, settings=None, *, api_key=None, default_task=None, mounts
     log = io.StringIO()
     settings = settings or ServeSettings(shutdown_timeout=5)
     service = Service(embedders, settings, default_task=default_task, log=Log(log))
-    app = create_app(service, api_key=api_key, mounts=mounts)
+    app = create_app(service, api_key=api_key, mounts=mounts, open_paths=open_paths)
     server = make_server(app, service)
     with listen("127.0.0.1", 0) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from longspan.cli.common import add_precision, at_least_1, declare, load_embedder, usage_error
+from longspan.cli.common import add_precision, at_least_1, declare, load_embedder, say_cut, usage_error
 from longspan.errors import LongspanError
+
+if TYPE_CHECKING:
+    from longspan.embedder import Embedder
+    from longspan.serve.app import Mount
 
 API_KEY_VARIABLE = "LONGSPAN_API_KEY"
 
@@ -21,6 +25,7 @@ def add(commands: Any) -> None:
         "vectors over HTTP, in the forms of OpenAI and of text-embeddings-inference",
         "  longspan serve runs/finetune --default-task search_query\n"
         "  longspan serve runs/finetune models/small --name large --name small --host 0.0.0.0 --api-key-file key.txt\n"
+        "  longspan serve runs/finetune --ui notes/*.md --cache vectors\n"
         "then, in another terminal\n"
         '  curl http://127.0.0.1:8080/embed -d \'{"inputs": "how do I sort a list?"}\'\n'
         "and http://127.0.0.1:8080/docs tells the rest.",
@@ -49,6 +54,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--shutdown-timeout", type=float, default=30.0, help="seconds to finish in when told to stop (%(default)s)"
     )
+    parser.add_argument(
+        "--ui",
+        nargs="+",
+        metavar="FILE",
+        help="a page to search in these files, with a map of them: .txt, .md, .jsonl, .parquet, .csv (first model)",
+    )
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the vectors and the map of --ui here")
     parser.add_argument("--refuse-token-ids", action="store_true", help="accept texts only, no token ids")
     add_precision(parser)
 
@@ -72,12 +84,38 @@ def _serve(parsed: argparse.Namespace) -> None:
         },
         where="the command line",
     )
+    if parsed.cache is not None and parsed.ui is None:
+        raise usage_error("--cache is of use with --ui only", "serve")
     names = _names(parsed.models, parsed.name)
     api_key = _api_key(parsed.api_key_file)
     embedders = {name: load_embedder(model, parsed.precision) for name, model in zip(names, parsed.models, strict=True)}
     service = Service(embedders, settings, default_task=parsed.default_task)
-    app = create_app(service, api_key=api_key)
+    if parsed.ui is None:
+        app = create_app(service, api_key=api_key)
+    else:
+        mount, open_paths = _search_page(embedders[names[0]], names[0], parsed.ui, parsed.cache)
+        app = create_app(service, api_key=api_key, mounts=[mount], open_paths=open_paths)
     run(app, service, parsed.host, parsed.port, lambda address: print(f"{', '.join(names)}: {address}", flush=True))
+
+
+def _search_page(embedder: Embedder, name: str, files: list[str], cache: Path | None) -> tuple[Mount, tuple[str, ...]]:
+    """What adds the page to the server, and the paths of it that need no key."""
+    from longspan.progress import Bar
+    from longspan.search import QUERY, Index, read_passages
+    from longspan.ui.corpus import Corpus, by_source
+    from longspan.ui.layout import STEPS, kept_layout
+    from longspan.ui.routes import PAGE_PATHS, search_page
+
+    passages = by_source(read_passages(files))
+    embedder = embedder.with_settings(normalize=True)
+    embedder.check_task(QUERY if embedder.config.prefixes else None)
+    cut: list[int] = []
+    with Bar("index", len(passages)) as bar:
+        index = Index.build(embedder, passages, cache=cache, progress=bar.advance, on_cut=cut.append)
+    say_cut(sum(cut), len(passages))
+    with Bar("map", STEPS) as bar:
+        places_M2 = kept_layout(cache, index.vectors_MD, bar.advance)
+    return search_page(Corpus(index, places_M2), name), PAGE_PATHS
 
 
 def _names(models: list[str], given: list[str] | None) -> list[str]:

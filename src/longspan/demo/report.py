@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from longspan.demo.road import PASSAGES
 from longspan.files import write_json, write_text
 from longspan.stages import Done
 from longspan.train.run import environment
@@ -38,9 +39,10 @@ def report(done: dict[str, Done], out: Path, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(f"\nThe model is in {out / 'published'}. Ask it yourself:", highlight=False)
-    files = out / "collect" / "pairs" / "docstring.jsonl"
-    command = f"{_command()} search {out / 'published'} {files} 'your question' --cache {out / 'vectors'}"
-    console.print(f"  {command}", highlight=False, soft_wrap=True, markup=False)
+    model, passages, cache = out / "published", out / PASSAGES, f"--cache {out / 'vectors'}"
+    _print_command(console, f"search {model} {passages} 'your question' {cache}")
+    console.print("or on a page with a map of the corpus (it needs the extra serve):", highlight=False)
+    _print_command(console, f"serve {model} --ui {passages} {cache}")
     keep(done, out, quality, times)
 
 
@@ -82,6 +84,10 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _print_command(console: Console, arguments: str) -> None:
+    console.print(f"  {_command()} {arguments}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _command() -> str:

@@ -63,6 +63,8 @@ QUESTIONS = (
     "run a function in another process",
     "how do I draw random samples without replacement?",
 )
+PASSAGES = "passages.jsonl"
+"""The file in which the finished model searches, a row a passage; the package that it comes from is its source."""
 LABELS = {"mlm": "after MLM", "contrastive": "after contrastive", "finetune": "after finetuning"}
 """Run -> what its row in the table is called."""
 
@@ -109,6 +111,7 @@ class Road:
         self.finetune_data = out / "finetune-data"
         self.runs = out / "runs"
         self.published = out / "published"
+        self.passages = out / PASSAGES
         self.cache = out / "vectors"
 
     def stages(self) -> list[Stage]:
@@ -131,7 +134,7 @@ class Road:
             Stage("finetune", "seven of the twenty negatives, at random (4.2.5)", recipe("finetune"), self.finetune),
             Stage("evaluate", "held-out queries: every stage, random weights, MiniLM, BM25", 0, self.evaluate),
             Stage("publish", "a folder for sentence-transformers and transformers", 0, self.publish),
-            Stage("search", "ask the finished model", list(QUESTIONS), self.search),
+            Stage("search", "ask the finished model", {"questions": list(QUESTIONS), "in": PASSAGES}, self.search),
         ]
 
     def collect(self) -> dict[str, Any]:
@@ -242,9 +245,12 @@ class Road:
 
     def search(self) -> dict[str, Any]:
         embedder = Embedder.load(self.published)
-        rows = [*self._rows("pairs/docstring.jsonl")]
-        rows += list(self._rows("pairs/long.jsonl"))[: self.scale.num_long_searched]
-        passages = [Passage(row["id"], row["document"]) for row in rows]
+        rows = [row | {"text": f"{row['query']}\n\n{row['document']}"} for row in self._rows("pairs/docstring.jsonl")]
+        long_rows = list(self._rows("pairs/long.jsonl"))[: self.scale.num_long_searched]
+        rows += [row | {"text": row["document"]} for row in long_rows]
+        found = [{"id": row["id"], "source": row["id"].partition(".")[0], "text": row["text"].strip()} for row in rows]
+        write_json_lines(self.passages, found)
+        passages = [Passage(row["id"], row["text"], row["source"]) for row in found]
         with Bar("index", len(passages), console=self.console) as bar:
             index = Index.build(embedder, passages, cache=self.cache, progress=bar.advance)
         answers = {}

@@ -43,12 +43,19 @@ _ERRORS = {
 }
 
 
-def create_app(service: Service, *, api_key: str | None = None, mounts: Iterable[Mount] = ()) -> Any:
+def create_app(
+    service: Service,
+    *,
+    api_key: str | None = None,
+    mounts: Iterable[Mount] = (),
+    open_paths: Iterable[str] = (),
+) -> Any:
     """A FastAPI application that serves the models of `service`, and starts and stops them.
 
     Args:
         api_key: what clients must send as `Authorization: Bearer KEY`; None: nothing.
         mounts: what adds further routes, such as a page to search in. They have the same door: key, log and metrics.
+        open_paths: paths of `mounts` that need no key, such as the page itself.
 
     Raises:
         LongspanError: the extra `serve` is not installed.
@@ -77,63 +84,92 @@ def create_app(service: Service, *, api_key: str | None = None, mounts: Iterable
     for mount in mounts:
         mount(app, service)
     _add_errors(app, service)
+    needing_no_key = frozenset({*OPEN_PATHS, *open_paths})
     if api_key is not None:
-        _tell_of_key(app)
+        _tell_of_key(app, needing_no_key)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
-    app.add_middleware(Door, service=service, routes=paths, api_key=api_key)
+    app.add_middleware(Door, service=service, routes=paths, api_key=api_key, open_paths=needing_no_key)
     return app
 
 
-def _add_posts(app: Any, service: Service) -> None:
+def add_post(
+    app: Any,
+    service: Service,
+    path: str,
+    summary: str,
+    handler: Handler,
+    *,
+    body: type[BaseModel],
+    answer_with: Any,
+    error: type[BaseModel] = TEIError,
+    headers: dict[str, Any] | None = None,
+) -> None:
+    """Add a route that answers JSON bodies, documented and within the limits of all requests.
+
+    Args:
+        body, answer_with, error, headers: what requests and answers look like, for the documentation.
+    """
     from fastapi import Request
 
-    def add(
-        path: str, summary: str, handler: Handler, body: type[BaseModel], response: Any, error: type[BaseModel]
-    ) -> None:
-        async def endpoint(request: Request) -> Any:
-            return await answer(service, request, handler)
+    async def endpoint(request: Request) -> Any:
+        return await answer(service, request, handler)
 
-        app.add_api_route(
-            path,
-            endpoint,
-            methods=["POST"],
-            name=handler.__name__,  # pyright: ignore[reportAttributeAccessIssue]
-            summary=summary,
-            responses={
-                200: {"model": response, "headers": _HEADERS if body is not TokenizeRequest else {}},
-                **{status: {"model": error, "description": text} for status, text in _ERRORS.items()},
-            },
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": body.model_json_schema()}},
-                }
-            },
-        )
-
-    add(
-        "/v1/embeddings",
-        "Vectors, as OpenAI gives them",
-        openai_api.embeddings,
-        OpenAIRequest,
-        OpenAIResponse,
-        OpenAIError,
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        name=handler.__name__,  # pyright: ignore[reportAttributeAccessIssue]
+        summary=summary,
+        responses={
+            200: {"model": answer_with, "headers": headers or {}},
+            **{status: {"model": error, "description": text} for status, text in _ERRORS.items()},
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": body.model_json_schema()}},
+            }
+        },
     )
-    add(
-        "/embed",
-        "Vectors, as text-embeddings-inference gives them",
-        tei_api.embed,
-        EmbedRequest,
-        list[list[float]],
-        TEIError,
-    )
-    add("/tokenize", "The tokens of texts", tei_api.tokenize, TokenizeRequest, list[list[Token]], TEIError)
 
 
 _HEADERS = {
     "x-longspan-tokens": {"schema": {"type": "integer"}, "description": "Tokens that the model read"},
     "x-longspan-truncated": {"schema": {"type": "integer"}, "description": "Texts that were cut"},
 }
+
+
+def _add_posts(app: Any, service: Service) -> None:
+    add_post(
+        app,
+        service,
+        "/v1/embeddings",
+        "Vectors, as OpenAI gives them",
+        openai_api.embeddings,
+        body=OpenAIRequest,
+        answer_with=OpenAIResponse,
+        error=OpenAIError,
+        headers=_HEADERS,
+    )
+    add_post(
+        app,
+        service,
+        "/embed",
+        "Vectors, as text-embeddings-inference gives them",
+        tei_api.embed,
+        body=EmbedRequest,
+        answer_with=list[list[float]],
+        headers=_HEADERS,
+    )
+    add_post(
+        app,
+        service,
+        "/tokenize",
+        "The tokens of texts",
+        tei_api.tokenize,
+        body=TokenizeRequest,
+        answer_with=list[list[Token]],
+    )
 
 
 def _add_gets(app: Any, service: Service) -> None:
@@ -183,14 +219,14 @@ def _add_errors(app: Any, service: Service) -> None:
     app.add_exception_handler(RequestValidationError, of_parameters)
 
 
-def _tell_of_key(app: Any) -> None:
+def _tell_of_key(app: Any, open_paths: frozenset[str]) -> None:
     without = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = without()
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in schema["paths"].items():
-            if path not in OPEN_PATHS:
+            if path not in open_paths:
                 for operation in operations.values():
                     operation["security"] = [{"key": []}]
         return schema

@@ -137,8 +137,15 @@ async def _disconnected(receive: Receive) -> None:
 class Door:
     """ASGI middleware, the first to see a request: gives it a number, checks the API key, writes the log."""
 
-    def __init__(self, app: Application, service: Service, routes: frozenset[str], api_key: str | None) -> None:
-        self._app, self._service, self._routes = app, service, routes
+    def __init__(
+        self,
+        app: Application,
+        service: Service,
+        routes: frozenset[str],
+        api_key: str | None,
+        open_paths: frozenset[str],
+    ) -> None:
+        self._app, self._service, self._routes, self._open_paths = app, service, routes, open_paths
         self._api_key = api_key.encode() if api_key is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +182,7 @@ class Door:
             )
 
     def _may_enter(self, path: str, authorization: bytes) -> bool:
-        if self._api_key is None or path in OPEN_PATHS:
+        if self._api_key is None or path in self._open_paths:
             return True
         scheme, _, key = authorization.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._api_key)

@@ -41,7 +41,8 @@ _SCHEMA = {"anyOf": [_STRING, _STRINGS, _IDS, _LISTS_OF_IDS], "description": f"T
 Inputs = Annotated[str | list[Any], AfterValidator(_one_kind), WithJsonSchema(_SCHEMA)]
 
 
-def _settings(*examples: dict[str, Any]) -> ConfigDict:
+def body_config(*examples: dict[str, Any]) -> ConfigDict:
+    """The settings of a body, and examples of it for the documentation."""
     return ConfigDict(
         extra="forbid",
         strict=True,
@@ -50,11 +51,13 @@ def _settings(*examples: dict[str, Any]) -> ConfigDict:
     )
 
 
-class _Body(BaseModel):
-    model_config = _settings()
+class Body(BaseModel):
+    """The body of a request: strict types, and no field that does not exist."""
+
+    model_config = body_config()
 
 
-class _Embedding(_Body):
+class _Embedding(Body):
     dimensions: int | None = Field(default=None, ge=1, le=LARGEST_ID)
     """Keep this many coordinates (Matryoshka) and normalise again."""
     task: str | None = None
@@ -68,7 +71,7 @@ class _Embedding(_Body):
 class OpenAIRequest(_Embedding):
     """The body of `/v1/embeddings`."""
 
-    model_config = _settings(
+    model_config = body_config(
         {"model": "MODEL", "input": "how do I sort a list?", "task": "search_query"},
         {
             "model": "MODEL:search_document",
@@ -90,7 +93,7 @@ class OpenAIRequest(_Embedding):
 class EmbedRequest(_Embedding):
     """The body of `/embed`."""
 
-    model_config = _settings({"inputs": ["how do I sort a list?"], "prompt_name": "search_query", "truncate": True})
+    model_config = body_config({"inputs": ["how do I sort a list?"], "prompt_name": "search_query", "truncate": True})
 
     inputs: Inputs
     model: str | None = None
@@ -101,10 +104,10 @@ class EmbedRequest(_Embedding):
     """The end that `truncate` cuts: only the right one."""
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """The body of `/tokenize`."""
 
-    model_config = _settings({"inputs": "how do I sort a list?"})
+    model_config = body_config({"inputs": "how do I sort a list?"})
 
     inputs: Annotated[
         str | list[str], WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
@@ -233,7 +236,7 @@ class Info(BaseModel):
     """Whether token ids are accepted instead of texts."""
 
 
-_B = TypeVar("_B", bound=_Body)
+_B = TypeVar("_B", bound=Body)
 
 
 def parse(body: bytes, kind: type[_B]) -> _B:
