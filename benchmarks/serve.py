@@ -36,6 +36,7 @@ from longspan.demo.collect import collect
 from longspan.demo.teacher import teacher_folder
 from longspan.embedder import Embedder
 from longspan.evaluate.retrieval import RetrievalSet
+from longspan.export.publish import Forms, publish
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.text.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ from longspan.text.tokenizer import Tokenizer
 SHORTEST, LONGEST, NUM_TEXTS = 10, 500, 2000
 TIME_LIMIT = 20
 """Seconds that a request may take under overload."""
+WARM_UP = 3.0
+"""Seconds before a measurement whose requests do not count."""
 SETTINGS = {"40 threads": (40, 0), "2 threads of 1 core": (2, 1), "1 thread": (1, 0)}
 """Of the sentence-transformers server: threads that encode at once (40 is FastAPI's default), and cores of each."""
 
@@ -52,8 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement (%(default)s)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--servers", nargs="+", help="only those whose name begins so (default: all)")
+    parser.add_argument("--servers", nargs="+", help="only those of these names (default: all)")
     parser.add_argument("--infinity-python", type=Path, help="python of an environment with infinity-emb[server,torch]")
+    parser.add_argument(
+        "--infinity-optimum-python",
+        type=Path,
+        help="the same with optimum[onnxruntime]<2 and the older transformers that its BetterTransformer knows",
+    )
     parser.add_argument("--overload", type=float, metavar="SECONDS", help="measure overload instead, for so long")
     parser.add_argument("--starvation", action="store_true", help="measure starvation instead")
     parsed = parser.parse_args()
@@ -76,15 +84,20 @@ def throughput(model: Path, bodies: Sequence[bytes], parsed: argparse.Namespace)
     """Requests per second and latency of each server at each number of clients."""
     clients, seconds = parsed.clients, parsed.seconds
     servers = {"longspan": ours(model)}
+    servers |= {f"longspan {kind}": [*ours(model), "--precision", kind] for kind in ("bfloat16", "int8")}
     for name, (num_threads, num_cores) in SETTINGS.items():
         words = [str(num_threads), str(num_cores or os.cpu_count())]
         servers[f"sentence-transformers, {name}"] = [
             sys.executable, "-m", "benchmarks.serve_peer", str(model), "PORT", *words
         ]  # fmt: skip
     if parsed.infinity_python is not None:
-        servers["infinity"] = infinity(parsed.infinity_python, model)
+        servers["infinity, torch"] = [*infinity(parsed.infinity_python, model), "--no-bettertransformer"]
+    if parsed.infinity_optimum_python is not None:
+        python = parsed.infinity_optimum_python
+        servers["infinity, BetterTransformer"] = [*infinity(python, model), "--bettertransformer"]
+        servers["infinity, ONNX Runtime"] = infinity(python, with_onnx(model), engine="optimum")
     if parsed.servers is not None:
-        servers = {name: words for name, words in servers.items() if name.startswith(tuple(parsed.servers))}
+        servers = {name: words for name, words in servers.items() if name in parsed.servers}
     probes = [json.loads(body)["input"] for body in bodies[:20]]
     expected_ND = Embedder.load(model, device="cpu").embed(probes)
     result: dict[str, Any] = {}
@@ -93,10 +106,10 @@ def throughput(model: Path, bodies: Sequence[bytes], parsed: argparse.Namespace)
             difference = float(np.abs(asyncio.run(vectors_of(port, probes)) - expected_ND).max())
             result[name] = {"largest_difference": difference}
             for count in clients:
-                outcome = asyncio.run(closed_loop(port, endless(bodies), count, seconds, warm_up=min(5.0, seconds)))
+                outcome = asyncio.run(closed_loop(port, endless(bodies), count, seconds, warm_up=WARM_UP))
                 result[name][f"{count} clients"] = outcome.summary()
                 print(name, count, result[name][f"{count} clients"], flush=True)
-    names = list(servers)
+    names = [name for name in servers if not name.startswith("longspan ")]  # the peers compute in float32
     if len(names) == 1 or names[0] != "longspan":
         return result
     result["to_best_other"] = {
@@ -121,7 +134,7 @@ def _to_best_other(result: dict[str, Any], names: list[str], key: str) -> dict[s
 def overload(model: Path, bodies: Sequence[bytes], seconds: float, overloaded: float) -> dict[str, Any]:
     """Four times the capacity: what is refused and how, how long accepted ones take, and memory."""
     with serving([*ours(model), "--timeout", str(TIME_LIMIT)]) as (port, process):
-        before = asyncio.run(closed_loop(port, endless(bodies), 64, seconds, warm_up=min(5.0, seconds))).summary()
+        before = asyncio.run(closed_loop(port, endless(bodies), 64, seconds, warm_up=WARM_UP)).summary()
         rate = 4 * before["requests_per_second"]
         memory = Memory(process.pid)
 
@@ -180,12 +193,16 @@ def ours(model: Path) -> list[str]:
     return [sys.executable, "-m", "longspan", "serve", str(model), "--name", "m", "--port", "PORT"]
 
 
-def infinity(python: Path, model: Path) -> list[str]:
-    """The command of infinity's server, with its own defaults but for the telemetry and the device."""
+def infinity(python: Path, model: Path, engine: str = "torch") -> list[str]:
+    """The command of infinity's server, with its own defaults but for the device, and without torch.compile.
+
+    Compiled anew for every shape that is new, it answered nothing for minutes.
+    """
     command = python.parent / "infinity_emb"
     return [
         str(command), "v2", "--model-id", str(model), "--served-model-name", "m", "--port", "PORT",
-        "--host", "127.0.0.1", "--url-prefix", "/v1", "--device", "cpu", "--engine", "torch", "--dtype", "float32",
+        "--host", "127.0.0.1", "--url-prefix", "/v1", "--device", "cpu", "--engine", engine, "--dtype", "float32",
+        "--no-compile",
     ]  # fmt: skip
 
 
@@ -260,6 +277,14 @@ def minilm(folder: Path) -> Path:
     file = model / "sentence_bert_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_seq_length": 512}))
     return model
+
+
+def with_onnx(model: Path) -> Path:
+    """A copy of the model with `onnx/model.onnx`, token states in float32, as infinity's engine `optimum` reads it."""
+    folder = model.with_name("minilm-onnx")
+    publish(Embedder.load(model, device="cpu"), folder, forms=Forms(onnx=("float32",)))
+    (folder / "onnx" / "embed.onnx").unlink()  # infinity would take it for a model of token states
+    return folder
 
 
 def real_texts(folder: Path, model: Path) -> list[str]:

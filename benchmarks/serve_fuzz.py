@@ -38,11 +38,12 @@ def main() -> None:
     """Send all and write a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000, help="in all (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the raw bytes (%(default)s)")
     parsed = parser.parse_args()
     began = time.perf_counter()
     with serving(ours(Path(teacher_folder()))) as (port, process):
         result: dict[str, Any] = {"from_openapi": from_openapi(port, parsed.requests // 2)}
-        result["raw"] = raw(port, parsed.requests - parsed.requests // 2)
+        result["raw"] = raw(port, parsed.requests - parsed.requests // 2, parsed.seed)
         result["alive"] = process.poll() is None and answers(port)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_record("serve-fuzz", result)
@@ -72,9 +73,9 @@ def from_openapi(port: int, num_requests: int) -> dict[str, Any]:
     return {"requests": sum(statuses.values()), "statuses": dict(sorted(statuses.items()))}
 
 
-def raw(port: int, num_requests: int) -> dict[str, Any]:
+def raw(port: int, num_requests: int, seed: int) -> dict[str, Any]:
     """Bytes; each on a connection of its own. Counts the statuses, connections closed without one, and hangs."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     found: collections.Counter[str] = collections.Counter()
     for _ in range(num_requests):
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:

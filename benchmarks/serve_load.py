@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+PARTS = 5
+"""A measurement is counted in so many parts, too, so that its spread can be seen."""
+
 
 @dataclass
 class Outcome:
@@ -20,13 +23,15 @@ class Outcome:
 
     statuses: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
     elapsed: float = 0.0
     without_retry_after: int = 0
 
-    def add(self, status: int, seconds: float) -> None:
-        """Another one."""
+    def add(self, status: int, seconds: float, end: float = 0.0) -> None:
+        """Another one; `end`: seconds since the measurement began."""
         self.statuses.append(status)
         self.seconds.append(seconds)
+        self.ends.append(end)
 
     def summary(self) -> dict[str, Any]:
         """Requests per second and latencies of those that were answered, in milliseconds."""
@@ -39,6 +44,9 @@ class Outcome:
         if len(answered):
             found |= {f"p{p}_ms": round(1000 * float(np.percentile(answered, p)), 1) for p in (50, 90, 99)}
             found["max_ms"] = round(1000 * float(answered.max()), 1)
+            ends = [end for status, end in zip(self.statuses, self.ends, strict=True) if status == 200]
+            counts, _ = np.histogram(ends, bins=PARTS, range=(0, self.elapsed))
+            found["requests_per_second_by_part"] = [round(float(n) * PARTS / self.elapsed, 1) for n in counts]
         return found
 
 
@@ -103,7 +111,7 @@ async def closed_loop(
             status, _, _ = await connection.post("/v1/embeddings", next_body())
             now = time.perf_counter()
             if start <= now <= end:
-                outcome.add(status, now - sent)
+                outcome.add(status, now - sent, now - start)
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
@@ -138,7 +146,8 @@ async def open_loop(
         except (OSError, asyncio.IncompleteReadError):
             status = 0
             connection.close()
-        outcome.add(status, time.perf_counter() - sent)
+        now = time.perf_counter()
+        outcome.add(status, now - sent, now - began)
 
     began = time.perf_counter()
     due = began
