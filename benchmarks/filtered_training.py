@@ -38,7 +38,7 @@ from longspan.curate.filtering import KEPT, filter_source
 from longspan.data.prepare import prepare
 from longspan.data.readers import read_rows
 from longspan.data.source import PairSource
-from longspan.demo.teacher import load_teacher, teacher_folder
+from longspan.demo.teacher import teacher_folder
 from longspan.embedder import Embedder
 from longspan.evaluate.retrieval import RetrievalResult, RetrievalSet, evaluate_retrieval
 from longspan.evaluate.significance import paired_test
@@ -114,7 +114,7 @@ def _measure(parsed: argparse.Namespace, initial: str | None, folder: Path) -> d
         "noise": parsed.noise,
         "k": parsed.k,
         "held_out": {"queries": len(held_out.queries), "documents": len(held_out.corpus)},
-        "teacher": "all-MiniLM-L6-v2",
+        "teacher": "all-MiniLM-L6-v2, bfloat16",
         "start": parsed.init or "random weights",
         "encoder": None if initial else ENCODER.model_dump(include={"width", "num_layers", "num_heads", "inner_width"}),
         "batch_size": parsed.batch_size,
@@ -175,7 +175,14 @@ def _training_sets(
     noisy = _with_noise(clean, parsed.noise, seed)
     write_json_lines(folder / "noisy.jsonl", noisy)
     source = PairSource(name="noisy", files=(str(folder / "noisy.jsonl"),))
-    filter_source(source, Teacher(load_teacher()), folder / "filter", rule=Rule(parsed.k), seed=seed, cache=cache)
+    filter_source(
+        source,
+        Teacher(Embedder.load(teacher_folder(), precision="bfloat16")),
+        folder / "filter",
+        rule=Rule(parsed.k),
+        seed=seed,
+        cache=cache,
+    )
     filtered = [row for _, row in read_rows(str(folder / "filter" / KEPT))]
     sets = {CLEAN: clean, NOISY: noisy, FILTERED: filtered}
     return {name: sets[name] for name in sets if name != CLEAN or not parsed.no_clean}

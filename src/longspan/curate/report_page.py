@@ -187,11 +187,13 @@ def _plot(histogram: Histogram) -> str:
 
 
 def _examples(kind: str, examples: Sequence[Example]) -> str:
-    rows = []
+    rows, ranked = [], any(example.rank is not None for example in examples)
     for example in examples:
         rank = "" if example.rank is None else f"{example.rank:,}"
         rows.append([f"{example.row:,}", example.query, example.document, f"{example.score:.3f}", rank])
         rows += [["", "", f"↳ {other.document}", f"{other.score:.3f}", ""] for other in example.others]
     heads = ["row", "query", "its document, and others beside it (↳)", "score", "score higher"]
+    if not ranked:
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
     body = table(heads, rows, names=3)
     return f"<details open><summary>{escape(kind)} ({len(examples)})</summary>{body}</details>"
