@@ -1,8 +1,10 @@
 """A teacher without a model: a text's vector is a function of its words, quick and exact."""
 
+import functools
 import hashlib
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -44,6 +46,20 @@ class WordsEmbedder:
         return (vector_D / np.linalg.norm(vector_D)).astype(np.float32)
 
 
+class BagOfWords:
+    """A teacher that needs no weights: the words of a text, hashed to random directions, rare words counting more."""
+
+    dim, name, fingerprint, precision = 256, "words", "bag-1", "float32"
+
+    def embed(self, texts, **options):
+        vectors_ND = np.stack([sum(map(self._direction, set(re.findall(r"\w+", text.lower())))) for text in texts])
+        return (vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(np.float32)
+
+    @functools.cache  # noqa: B019
+    def _direction(self, word: str) -> np.ndarray:
+        return len(word) * np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dim)
+
+
 def _random(text: str) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).normal(size=WordsEmbedder.dim)
@@ -53,6 +69,12 @@ def _random(text: str) -> np.ndarray:
 def make_embedder():
     """Makes `WordsEmbedder`s."""
     return WordsEmbedder
+
+
+@pytest.fixture(scope="session")
+def bag_of_words():
+    """A `BagOfWords`."""
+    return BagOfWords()
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """The consistency filter on files: what goes where, and that a kill costs a block and changes no bit."""
 
-import functools
 import gzip
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -305,22 +302,8 @@ def test_a_real_encoder_is_a_teacher(tmp_path, small_embedder):
     assert report.facts["kept"] == 5, "a text is nearest to itself"
 
 
-class BagOfWords:
-    """A teacher that needs no weights: the words of a text, hashed to random directions, rare words counting more."""
-
-    dim, name, fingerprint, precision = 256, "words", "bag-1", "float32"
-
-    def embed(self, texts, **options):
-        vectors_ND = np.stack([sum(map(self._direction, set(re.findall(r"\w+", text.lower())))) for text in texts])
-        return (vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(np.float32)
-
-    @functools.cache  # noqa: B019
-    def _direction(self, word: str) -> np.ndarray:
-        return len(word) * np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dim)
-
-
 @pytest.mark.shared_data
-def test_real_pairs_with_noise_are_kept_as_brute_force_keeps_them(tmp_path, shared_data):
+def test_real_pairs_with_noise_are_kept_as_brute_force_keeps_them(tmp_path, shared_data, bag_of_words):
     with gzip.open(shared_data / "pairs" / "squad.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines][:4000]
     generator = np.random.default_rng(0)
@@ -330,8 +313,8 @@ def test_real_pairs_with_noise_are_kept_as_brute_force_keeps_them(tmp_path, shar
         rows[place] = rows[place] | {"document": good[other]}
     bad_N = np.array([row["document"] != text for row, text in zip(rows, good, strict=True)])
     assert bad_N.sum() > 1100
-    embedder = BagOfWords()
-    filter_source(source_of(tmp_path, rows), Teacher(embedder), tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    embedder = bag_of_words
+    filter_source(source_of(tmp_path, rows), Teacher(embedder), tmp_path / "out")
     texts = list(dict.fromkeys(good))
     documents_MD = embedder.embed(texts).astype(np.float64)
     scores_NM = embedder.embed([row["query"] for row in rows]).astype(np.float64) @ documents_MD.T

@@ -132,6 +132,25 @@ def test_a_retrieval_set_is_mined_in_its_own_corpus(tmp_path, make_embedder):
         assert row["negatives"] == expected_negatives(embedder, row["query"], own, corpus, 4)
 
 
+@pytest.mark.shared_data
+def test_scifact_is_mined_as_brute_force_mines_it(tmp_path, shared_data, bag_of_words):
+    source = PairSource(name="scifact", files=(str(shared_data / "mteb" / "scifact"),), split="train")
+    mine_source(source, Teacher(bag_of_words), tmp_path, Mining(k=20, at_least=20))
+    pool = read_pool(source)
+    queries_QD, corpus_MD = (bag_of_words.embed(texts).astype(np.float64) for texts in (pool.queries, pool.corpus))
+    scores_QM = queries_QD @ corpus_MD.T
+    assert scores_QM.shape == (807, 5183)
+    expected = {}
+    for query, scores_M in zip(pool.queries, scores_QM.astype(np.float32), strict=True):
+        number = pool.queries.index(query)
+        own = set(pool.positives.indices[pool.positives.offsets[number] : pool.positives.offsets[number + 1]].tolist())
+        ranked = [m for m in np.argsort(-scores_M, kind="stable").tolist() if m not in own][:20]
+        expected[query] = [pool.corpus[m] for m in ranked]
+    mined = read(tmp_path / "mined.jsonl")
+    assert len(mined) == 919
+    assert all(row["negatives"] == expected[row["query"]] for row in mined)
+
+
 def test_a_reranker_is_asked_about_what_the_teacher_found(tmp_path, source_of, make_embedder):
     asked: list[tuple[str, str]] = []
 
