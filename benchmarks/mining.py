@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="times that each candidate runs (%(default)s)")
     parser.add_argument("--others", nargs="+", help="only these settings of sentence-transformers")
     parser.add_argument("--large", type=int, metavar="N", help="instead, N x N vectors")
+    parser.add_argument("--queries", type=int, help="of them, the first (all)")
     parser.add_argument("--data", type=Path, help="the folder of the small real data sets")
     parser.add_argument("--work", type=Path, help="folder of the vectors and of finished parts")
     parser.add_argument("--parts", type=int, default=4, help="parts of the queries (%(default)s)")
@@ -289,15 +290,16 @@ def _measured(began: float) -> dict[str, Any]:
 
 def _search_large(parsed: argparse.Namespace) -> None:
     """Search the parts that are left, and write a record when there are none."""
-    count, work = parsed.large, parsed.work
+    count, work, num_queries = parsed.large, parsed.work, parsed.queries or parsed.large
     for side, seed in (("query", 1), ("document", 2)):
         if not (work / f"{side}-{count}.npy").is_file():
             _perturbed(work / f"{side}-{count}.npy", _texts(side, parsed.data, work / "texts"), count, seed)
     name = parsed.search.replace(" ", "-")
-    files = [work / f"{name}-{count}-{part}-of-{parsed.parts}.json" for part in range(parsed.parts)]
+    files = [work / f"{name}-{num_queries}-{count}-{part}-of-{parsed.parts}.json" for part in range(parsed.parts)]
     for part, file in [(part, file) for part, file in enumerate(files) if not file.is_file()][: parsed.at_once]:
-        asked = {"count": count, "start": part * count // parsed.parts, "stop": (part + 1) * count // parsed.parts}
-        write_json(work / "asked.json", asked | {"exact": False if parsed.search == "index" else None})
+        start, stop = (place * num_queries // parsed.parts for place in (part, part + 1))
+        exact = False if parsed.search == "index" else None
+        write_json(work / "asked.json", {"count": count, "start": start, "stop": stop, "exact": exact})
         write_json(file, _run("large", str(work), str(work / "asked.json")))
     if not all(file.is_file() for file in files):
         return
@@ -305,7 +307,7 @@ def _search_large(parsed: argparse.Namespace) -> None:
     total = {name: round(sum(part[name] for part in parts), 1) for name in ("seconds", "cpu_seconds")}
     total |= {"peak_mb": max(part["peak_mb"] for part in parts), "anonymous_mb": max(p["anonymous_mb"] for p in parts)}
     total["recall_by_float64"] = round(statistics.mean(part["recall_by_float64"] for part in parts), 5)
-    size = {"queries": count, "documents": count, "k": NUM_NEGATIVES}
+    size = {"queries": num_queries, "documents": count, "k": NUM_NEGATIVES}
     write_record(f"mining-large-{count}-{name}", size | total | {"parts": parts})
 
 

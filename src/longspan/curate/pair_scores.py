@@ -78,7 +78,7 @@ def fixed_order_dot(a_PD: torch.Tensor, b_PD: torch.Tensor) -> torch.Tensor:
     A product of two float32 is exact in float64, and the sum folds the upper half of the terms on the lower half until
     one is left. That is element-wise addition only, which no library reorders.
     """
-    terms_PD = a_PD.double() * b_PD.double()
+    terms_PD = a_PD.double().mul_(b_PD)
     while (width := terms_PD.shape[1]) > 1:
         lower, upper = terms_PD[:, : (width + 1) // 2], terms_PD[:, (width + 1) // 2 :]
         lower[:, : width // 2] += upper

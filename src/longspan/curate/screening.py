@@ -26,7 +26,7 @@ from torch import Tensor
 from longspan.curate.pair_scores import LARGEST, Rows, check_range, score_named, slices
 from longspan.machine import read_machine
 
-QUERIES = 32_768
+QUERIES = 65_536
 """Queries for which all documents are read once."""
 
 LEAST_QUERIES, LEAST_DOCUMENTS = 512, 16_384
@@ -211,9 +211,11 @@ class _Part:
             self._floor_R = torch.maximum(self._floor_R, self._floor_below(values_RW[:, self._k - 1]))
         # A pool holds rounded products and, once settled, scores: the lower of the two floors serves both.
         floor_R = torch.minimum(self._floor_R, _floor_of_products(self._floor_R).float())
-        width = max(self._k, int((values_RW >= floor_R[:, None]).sum(dim=1).max()))
-        self._values_RW = values_RW[:, :width].clone()
-        self._indices_RW = indices_RW.gather(1, order_RW[:, :width])
+        fallen_RW = values_RW < floor_R[:, None]
+        width = max(self._k, int((~fallen_RW).sum(dim=1).max()))
+        fallen_RW = fallen_RW[:, :width]
+        self._values_RW = values_RW[:, :width].masked_fill(fallen_RW, -torch.inf)
+        self._indices_RW = indices_RW.gather(1, order_RW[:, :width]).masked_fill_(fallen_RW, -1)
 
     def _settle(self, documents_MD: np.ndarray) -> None:
         """Leave the K best so far in each pool, for good: what comes later has a higher index."""
@@ -224,7 +226,7 @@ class _Part:
         self._floor_R = torch.maximum(self._floor_R, self._floor_below(self._values_RW[:, self._k - 1]))
 
     def _best(self, documents_MD: np.ndarray) -> tuple[Tensor, Tensor]:
-        # In ascending order of their numbers, so that a stable sort leaves equal scores so.
+        # In ascending order of their numbers, so that a stable sort leaves equal scores so. (-1, nothing, scores -inf.)
         indices_RW, _ = torch.sort(self._indices_RW, dim=1)
         scores_RW = score_named(self._queries, documents_MD, indices_RW.numpy())
         scores_RW, order_RW = torch.sort(scores_RW, dim=1, descending=True, stable=True)
