@@ -1,4 +1,4 @@
-"""The losses of two tiny runs as they were when somebody last looked: any change of the arithmetic shows here.
+"""The losses of tiny runs of every objective as they were when somebody last looked: any change of the arithmetic shows here.
 
 The records are golden/<name>.json. When a change is meant, write them anew and say why in the commit:
 
@@ -11,6 +11,7 @@ over a dozen small steps stays below 1e-6.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,30 @@ WRITE = "LONGSPAN_WRITE_GOLDEN"
 NUM_STEPS = 12
 
 
-@pytest.mark.parametrize("name", ["mlm", "contrastive"])
+TEXT: dict[str, dict[str, Any]] = {"mlm": {}, "mlm-within-documents": {"objective.within_documents": True}}
+PAIRS: dict[str, dict[str, Any]] = {
+    "contrastive": {},  # each query has negatives of its own: equation (2) of the paper
+    "contrastive-without-negatives": {"objective.num_negatives": 0},  # equation (1)
+    "contrastive-shared-negatives": {"objective.negatives_for": "all"},  # the released code
+    "contrastive-options": {
+        "objective.directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+        "objective.false_negative_margin": 0.1,
+        "objective.hardness_mode": "all_negatives",
+        "objective.hardness_strength": 5.0,
+        "objective.matryoshka_dims": (16, 8),
+        "objective.learn_temperature": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*TEXT, *PAIRS])
 def test_losses(name: str, text_data: Path, pair_data: Path, tmp_path: Path) -> None:
     # Small rates: a dozen steps of Adam at a large one amplify rounding.
-    changes = {"max_steps": NUM_STEPS, "optim.lr": 1e-3}
-    config = (
-        tiny.masked_config(text_data, **changes) if name == "mlm" else tiny.contrastive_config(pair_data, **changes)
-    )
+    changes: dict[str, Any] = {"max_steps": NUM_STEPS, "optim.lr": 1e-3}
+    if name in TEXT:
+        config = tiny.masked_config(text_data, **changes | TEXT[name])
+    else:
+        config = tiny.contrastive_config(pair_data, **changes | PAIRS[name])
     rows = folders.metrics(start(config, tmp_path / "run").folder)
     found = {key: [row[key] for row in rows] for key in ("loss", "gradient_norm", "tokens")}
     path = GOLDEN / f"{name}.json"
