@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000, help="of documentation and of code (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument("--blend", type=float, help="part of the trained weights")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--words", type=int, help="cut documents after so many words")
     parser.add_argument("--documents", type=int, help="so many documents beside those that are judged")
@@ -67,6 +68,7 @@ def _run(parsed: argparse.Namespace, out: Path) -> None:
         "model": str(teacher_folder()),
         "guard": str(places[CRANFIELD]),
         "blend": parsed.blend,
+        "precision": parsed.precision,
         "training": changed_settings(parsed.set, "adapt"),
         "seed": parsed.seed,
     }

@@ -1,14 +1,19 @@
-"""`longspan plan` beside what then happens, on this machine: memory of a chunk, and time of a run.
+"""`longspan plan --hardware here` beside what then happens: time of a step and memory of short real runs.
 
-Memory: a fresh process measures how much its largest resident size grows while one chunk goes through an encoder and
-back; the forecast says how much the chunk needs. Time: the forecast of a short run (`--hardware here`: it tries one
-chunk) and the seconds of its steps.
+    python -m benchmarks.forecast [--processes 2]
+
+Masked language modelling, contrastive learning with GradCache and finetuning with negatives, in float32 and bfloat16,
+on documentation of installed packages. For each, a process forecasts (it tries a part of a step), and a fresh one
+trains some steps: seconds of its steps but the first two, and how much its own memory grew at most, looked at every two
+milliseconds. All sizes are such that a step takes a second or so on two cores.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,102 +22,95 @@ from typing import Any
 
 from benchmarks.record import write_record
 
-SHAPES = ((6, 384), (2, 768))
-CHUNKS = (4096, 16384)
-LENGTH = 512
-STEPS = 12
 SKIPPED = 2
 """Steps that are not counted: the first ones of a process are slower."""
-
-_PROBE = """
-import json, sys
-import numpy as np, torch
-from longspan.model.config import EncoderConfig
-from longspan.model.encoder import Encoder, initialize
-from longspan.text.packed import Packed
-
-layers, width, tokens, length = map(int, sys.argv[1:])
-shape = EncoderConfig(
-    vocab_size=1024, width=width, num_layers=layers, num_heads=width // 64, inner_width=4 * width
-)
-encoder = Encoder(shape)
-initialize(encoder, 0)
-
-def step(count):
-    draw = np.random.default_rng(0)
-    encoder(Packed.of([draw.integers(0, 1024, length) for _ in range(count)])).sum().backward()
-
-def resident(name):
-    with open("/proc/self/status") as stream:
-        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(name))
-
-step(1)
-before = resident("VmRSS")
-with open("/proc/self/clear_refs", "w") as stream:
-    stream.write("5")
-step(tokens // length)
-print(json.dumps(resident("VmHWM") - before))
-"""
+_ENCODER = {"width": 384, "num_layers": 4, "num_heads": 6, "inner_width": 1536, "vocab_size": 8192}
+_PAIRS = {"objective.max_query_tokens": 64, "objective.max_document_tokens": 192, "objective.chunk_tokens": 4096}
+CASES: dict[str, dict[str, Any]] = {
+    "mlm": {"recipe": "demo-mlm", "batch_size": 16, "objective.micro_batch_tokens": 4096},
+    "contrastive": {"recipe": "demo-contrastive", "batch_size": 96, **_PAIRS},
+    "finetune": {"recipe": "demo-finetune", "batch_size": 12, "objective.num_negatives": 7, **_PAIRS},
+}
 
 
 def main() -> None:
     """Measure, and write a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, action="append", help="only these")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="only these")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="folder for the data, which stays there")
+    parser.add_argument("--no-record", action="store_true")
+    parsed = parser.parse_args()
+    results = []
     with tempfile.TemporaryDirectory() as folder:
-        write_record(
-            "forecast-cpu", {"memory": [_memory(*s, t) for s in SHAPES for t in CHUNKS], "time": _time(folder)}
-        )
+        data = parsed.data or Path(folder) / "data"
+        if not data.is_dir():
+            _prepare(data)
+        for case in parsed.case or CASES:
+            for precision in parsed.precision or ("fp32", "bf16"):
+                settings = CASES[case] | {"precision": precision, "max_steps": parsed.steps, "checkpoint_every": 3}
+                run = Path(folder) / f"{case}-{precision}"
+                results.append({"case": case, "precision": precision} | _compare(settings, data, run, parsed.processes))
+                print(json.dumps(results[-1]), flush=True)
+    if not parsed.no_record:
+        write_record("forecast-cpu", {"processes": parsed.processes, "cases": results})
 
 
-def _memory(num_layers: int, width: int, num_tokens: int) -> dict[str, Any]:
-    from longspan.model.config import EncoderConfig
-    from longspan.train.cost import activation_bytes
-
-    shape = EncoderConfig(num_layers=num_layers, width=width, num_heads=width // 64, inner_width=4 * width)
-    forecast = round(num_tokens * activation_bytes(shape, "fp32"))
-    arguments = [str(value) for value in (num_layers, width, num_tokens, LENGTH)]
-    # What is freed goes back to the system at once, so that the resident size is what tensors need.
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", _PROBE, *arguments]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=settings).stdout
-    measured = json.loads(out)
+def _compare(settings: dict[str, Any], data: Path, run: Path, processes: int) -> dict[str, Any]:
+    told, went = (_process(what, settings, data, run, processes) for what in ("forecast", "train"))
+    seconds = went.pop("seconds")[SKIPPED:]
+    measured, memory = statistics.median(seconds), went["memory_bytes"]
     return {
-        "layers": num_layers,
-        "width": width,
-        "tokens": num_tokens,
-        "forecast_bytes": forecast,
-        "measured_bytes": measured,
-        "forecast_to_measured": round(forecast / measured, 3),
+        "settings": settings,
+        "seconds_of_a_step": {
+            "forecast": round(told["seconds"], 4),
+            "measured": round(measured, 4),
+            "measured_from_to": [round(min(seconds), 4), round(max(seconds), 4)],
+            "forecast_to_measured": round(told["seconds"] / measured, 3),
+        },
+        "tokens_of_a_step": {"forecast": round(told["tokens"]), "measured": round(statistics.mean(went["tokens"]))},
+        "memory_bytes": {
+            "forecast": told["memory_bytes"],
+            "forecast_by_part": told["memory_by_part"],
+            "measured": memory,
+            "forecast_to_measured": round(told["memory_bytes"] / memory, 3),
+        },
     }
 
 
-def _time(folder: str) -> dict[str, Any]:
+def _process(what: str, settings: dict[str, Any], data: Path, run: Path, processes: int) -> dict[str, Any]:
+    module = ["benchmarks.forecast_case", what, json.dumps(settings | {"encoder": _ENCODER}), str(data), str(run)]
+    launch = ["-m", *module]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "-m", *module]
+    done = subprocess.run([sys.executable, *launch], stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _prepare(folder: Path) -> None:
+    """Documentation of installed packages: pairs, pairs with negatives (of other pairs), and text."""
     from longspan.data.prepare import prepare
-    from longspan.data.source import PairSource
+    from longspan.data.source import PairSource, TextSource
     from longspan.demo.collect import collect
-    from longspan.recipes.demo import demo_contrastive
     from longspan.text.tokenizer import Tokenizer
-    from longspan.train.forecast import forecast
-    from longspan.train.loop import start
 
-    root = Path(folder)
-    collect(root / "collect")
-    file = root / "collect" / "pairs" / "docstring.jsonl"
-    texts = [json.loads(line)["document"] for line in file.read_text("utf-8").splitlines()]
-    prepare([PairSource(name="docstring", files=(str(file),))], root / "data", Tokenizer.train(texts, 8192))
-    recipe = demo_contrastive(str(root / "data"), None)
-    config = recipe.model_copy(update={"max_steps": STEPS, "log_every": 1, "checkpoint_every": STEPS})
-    told = forecast(config, None, data=root / "data", utilization=1, otherwise={})
-    run = start(config, root / "run", device="cpu")
-    steps = run.logged()[SKIPPED:]
-    measured = sum(step["seconds"] for step in steps) / len(steps)
-    return {
-        "steps": len(steps),
-        "forecast_seconds_of_a_step": round(told.step_seconds, 3),
-        "measured_seconds_of_a_step": [round(step["seconds"], 3) for step in steps],
-        "forecast_tokens_of_a_step": round(told.work.num_tokens),
-        "measured_tokens_of_a_step": [step["tokens"] for step in steps],
-        "forecast_to_measured": round(told.step_seconds / measured, 3),
-    }
+    raw = folder / "raw"
+    collect(raw)
+    file = raw / "pairs" / "docstring.jsonl"
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["negatives"] = [rows[(number + 97 * n) % len(rows)]["document"] for n in range(1, 8)]
+    mined = raw / "mined.jsonl"
+    mined.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tokenizer = Tokenizer.train([row["document"] for row in rows], _ENCODER["vocab_size"])
+    text = tuple(str(path) for path in sorted((raw / "text").glob("*.jsonl")))
+    prepare([PairSource(name="docstring", files=(str(file),))], folder / "demo-contrastive", tokenizer)
+    mined_source = PairSource(name="docstring", files=(str(mined),), negatives="negatives")
+    prepare([mined_source], folder / "demo-finetune", tokenizer)
+    prepare([TextSource(name="text", files=text)], folder / "demo-mlm", tokenizer)
 
 
 if __name__ == "__main__":

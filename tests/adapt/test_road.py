@@ -84,6 +84,19 @@ def test_every_stage_leaves_its_work(finished, model):
     assert not adaptation.cache.exists()
 
 
+def test_at_bfloat16_all_but_the_published_weights_are_rounded(model, pairs, tmp_path):
+    settings = config(model, pairs, precision="bfloat16", guard=None, blend=0.5, training=TRAINING | {"epochs": "1"})
+    adaptation = Adaptation(settings, tmp_path / "adapted", Console(quiet=True))
+    done = go(adaptation)
+    assert done["train"].result["settings"]["precision"] == "bf16"
+    kept = Embedder.load(adaptation.published, device="cpu")
+    is_adapted = done["publish"].result["kept"] == ADAPTED
+    expected = adaptation.adapted(0.5) if is_adapted else adaptation.original
+    assert kept.fingerprint == expected.fingerprint
+    weights = kept.exact_encoder().embeddings.tokens.weight
+    assert not weights.equal(weights.bfloat16().float())
+
+
 def test_report_says_what_was_measured(finished):
     adaptation, done = finished
     page = write_report(done, adaptation, Console(quiet=True)).read_text()
@@ -162,7 +175,7 @@ def test_less_is_blended_in_until_the_guard_is_safe(finished, monkeypatch):
     """The guard falls by a tenth of the part of the trained weights: 1 and 0.5 lose more than 0.03, 0.25 does not."""
     adaptation, _ = finished
     monkeypatch.setattr(adaptation, "config", adaptation.config.replace({"most_lost": 0.03}, where="test"))
-    monkeypatch.setattr(adaptation, "adapted", lambda blend: blend)
+    monkeypatch.setattr(adaptation, "adapted", lambda blend, precision: blend)
     before = json.loads((adaptation.out / "before.json").read_text())
 
     def fallen(blend: float) -> dict[str, Any]:

@@ -131,18 +131,32 @@ def test_what_is_shared_among_devices_takes_a_part_of_each():
     assert len({parts.gradients for parts in by_engine.values()}) == 1
 
 
-@given(st.lists(st.integers(1, 3000), min_size=1, max_size=50), st.integers(16, 4096))
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=50), st.integers(16, 4096), st.integers(0, 8))
 @settings(max_examples=60, deadline=None)
-def test_lengths_from_a_histogram_are_close_to_the_true_ones(lengths, cut):
+def test_lengths_from_a_histogram_are_close_to_the_true_ones(lengths, cut, added):
     of = np.array(lengths)
-    mean, square, longest = cost._as_read(Lengths.of(of), cut)
-    read = np.minimum(of + cost.SPECIAL_TOKENS + cost.PREFIX_TOKENS, cut)
-    assert longest == read.max()
+    told = cost._as_read(Lengths.of(of), cut, added)
+    read = np.minimum(of + added, cut)
+    assert told.longest == read.max()
     # A bin is at most twice as wide as it begins, so no text is off by more than that, nor is any mean.
-    assert read.mean() / 2 <= mean <= read.mean() * 2
-    assert (read**2.0).mean() / 4 <= square <= (read**2.0).mean() * 4
-    if cut > of.max() + 6:
-        assert mean == pytest.approx(read.mean()), "without a cut, the mean is the one that was counted"
+    assert read.mean() / 2 <= told.mean <= read.mean() * 2
+    assert (read**2.0).mean() / 4 <= told.mean_square <= (read**2.0).mean() * 4
+    if cut > of.max() * 2 + added:
+        assert told.mean == pytest.approx(read.mean()), "without a cut, the mean is the one that was counted"
+    drawn = told.spread(500)
+    assert (np.diff(drawn) >= 0).all()
+    assert 1 <= drawn[0] <= drawn[-1] <= told.longest
+    assert drawn.mean() == pytest.approx(told.mean, rel=0.05, abs=1)
+
+
+def test_what_fits_one_chunk_goes_forward_once():
+    config = build_recipe("contrastive", "data", None, {"objective.chunk_tokens": "2000", "batch_size": "64"})
+    texts = {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}
+    one, eight = (workload(config, texts, 64, num_devices=n) for n in (1, 8))
+    assert one.num_forwards == pytest.approx((640 + 2 * 6400) / 7040), "640 tokens of queries are one chunk"
+    assert eight.num_forwards == 1
+    again = config.model_copy(update={"activation_checkpointing": True})
+    assert workload(again, texts, 64).num_forwards == one.num_forwards + 1
 
 
 def test_lengths_of_prepared_pairs(tmp_path):
@@ -153,10 +167,16 @@ def test_lengths_of_prepared_pairs(tmp_path):
     texts, rows = pair_lengths(data, config)
     dataset = Dataset(data, "pairs")
     assert rows == sum(source.manifest.num_rows for source in dataset.sources)
-    extra = cost.SPECIAL_TOKENS + cost.PREFIX_TOKENS
-    for column in ("query", "document"):
+    for column, task in (("query", "search_query"), ("document", "search_document")):
+        extra = cost.SPECIAL_TOKENS + len(dataset.tokenizer.encode([f"{task}: "])[0])
         true = np.concatenate([source.ids(column).lengths() for source in dataset.sources]).mean() + extra
         assert texts[column].mean == pytest.approx(true, rel=0.02)
+        plain, _ = pair_lengths(data, config.model_copy(update={"prefixes": {}}))
+        assert plain[column].mean == pytest.approx(true - extra + cost.SPECIAL_TOKENS, rel=0.02)
+    short = tiny.contrastive_config(data, **{"objective.max_document_tokens": "64"})
+    short = short.replace({"objective.max_document_tokens_of": {"first": 16}}, where="test")
+    cut, _ = pair_lengths(data, short.model_copy(update={"sources": ("first",)}))
+    assert cut["document"].longest == 16, "a source's own cut counts"
     one, fewer = pair_lengths(data, config.model_copy(update={"sources": ("first",)}))
     assert fewer == rows / 2
     assert set(one) == set(texts)

@@ -1,4 +1,4 @@
-"""The losses of tiny runs of every objective as they were when somebody last looked: any change of the arithmetic shows here.
+"""The losses of tiny runs of every objective as they were when last looked at: any change of the arithmetic shows here.
 
 The records are golden/<name>.json. When a change is meant, write them anew and say why in the commit:
 

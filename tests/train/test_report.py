@@ -32,6 +32,8 @@ def test_page_of_a_contrastive_run(runs, tmp_path):
     environment = json.loads((run.folder / "environment.jsonl").read_text().splitlines()[0])
     assert environment["torch"] in page
     assert "finished: step 4 of 4" in page
+    tokens = sum(row["tokens"] for row in run.logged())
+    assert f'tokens read</td><td class="name">{tokens:,}</td>' in page
     assert "<script" not in page
 
 
@@ -66,3 +68,11 @@ def test_curves_leave_out_what_is_not_a_number_and_thin_long_ones():
     assert all(len(one.split()) <= 400 for one in points)
     assert "at the end 0.5" in drawn
     assert curves([]) == ""
+
+
+def test_a_single_point_is_a_dot_and_a_long_curve_has_its_mean_over_it():
+    assert "<circle" in curves([{"step": 7, "loss": 1.0}])
+    few, many = (curves([{"step": n, "loss": float(n % 2)} for n in range(count)]) for count in (10, 100))
+    assert (few.count("<polyline"), many.count("<polyline")) == (1, 2)
+    smooth = [float(point.split(",")[1]) for point in re.findall(r'points="([^"]*)"', many)[1].split()]
+    assert max(smooth[5:]) - min(smooth[5:]) < 30, "of 120: the mean hardly moves where the points jump from end to end"

@@ -42,6 +42,12 @@ def add(commands: Any) -> None:
         type=float,
         help="part of the trained weights in the finished ones (all; with a guard, less where all would harm it)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of mining, measuring and training; what is published is float32 (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of the held-out part and of training")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the recipe adapt: epochs=3"
@@ -56,7 +62,8 @@ def _adapt(parsed: argparse.Namespace) -> int | None:
     from longspan.stages import clear, run_stages
     from longspan.train.loop import Interrupted
 
-    names = ("model", "data", "split", "query", "document", "held_out", "part", "guard", "most_lost", "blend", "seed")
+    names = ("model", "data", "split", "query", "document", "held_out", "part", "guard", "most_lost", "blend")
+    names += ("precision", "seed")
     values = {name: getattr(parsed, name) for name in names}
     values["training"] = changed_settings(parsed.set, "adapt")
     config = AdaptConfig.parse(values, where="the command line")

@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--init", help="model to start from; one that is not here counts as of the paper's shape")
     parser.add_argument("--data", type=Path, help="folder of prepared sources: their number and lengths are used")
     parser.add_argument(
-        "--hardware", default="8xH100", help="8xH100, 1xL4 ...; `here` tries a chunk on this machine (%(default)s)"
+        "--hardware",
+        default="8xH100",
+        help="8xH100, 1xL4 ...; `here` tries a part of a step on this machine, also under torchrun (%(default)s)",
     )
     parser.add_argument(
         "--utilization",
@@ -53,6 +55,7 @@ def _plan(parsed: argparse.Namespace) -> None:
     from longspan.train.cost import TextLengths
     from longspan.train.forecast import forecast
     from longspan.train.hardware import find_hardware
+    from longspan.train.parallel import join_world, leave_world, local_device
 
     if not 0 < parsed.utilization <= 1:
         raise LongspanError(
@@ -63,6 +66,7 @@ def _plan(parsed: argparse.Namespace) -> None:
     hardware = None if parsed.hardware == "here" else find_hardware(parsed.hardware)
     otherwise = {"query": TextLengths.equal(parsed.query_tokens), "document": TextLengths.equal(parsed.document_tokens)}
     changes = changed_settings(parsed.set, "plan")
+    world = join_world(local_device())
     forecasts = [
         forecast(
             build_recipe(name, str(parsed.data or "DATA"), parsed.init, changes),
@@ -70,9 +74,13 @@ def _plan(parsed: argparse.Namespace) -> None:
             data=parsed.data,
             utilization=parsed.utilization,
             otherwise=otherwise,
+            world=world,
         )
         for name in parsed.recipes or PAPER
     ]
+    leave_world(world)
+    if world.rank:
+        return
     if parsed.json:
         shown = [one.model_dump() | {"hours": one.hours, "num_tokens": one.num_tokens} for one in forecasts]
         print(json.dumps(shown, indent=2))
@@ -135,5 +143,7 @@ _ROWS: dict[str, Callable[[Forecast], str]] = {
     "  gradients": lambda one: _gib(one.memory.gradients),
     "  optimizer": lambda one: _gib(one.memory.optimizer),
     "  activations of a chunk": lambda one: _gib(one.memory.activations),
+    "  output layer": lambda one: _gib(one.memory.head),
     "  vectors of the batch": lambda one: _gib(one.memory.vectors),
+    "  checkpoint being written": lambda one: _gib(one.memory.checkpoint),
 }

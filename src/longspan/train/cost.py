@@ -24,19 +24,20 @@ from torch.utils._pytree import tree_leaves
 from longspan.config import Config
 from longspan.data.dataset import find_prepared
 from longspan.data.manifest import LENGTH_EDGES, Lengths, Manifest
+from longspan.data.prepare import TOKENIZER_FILE
 from longspan.errors import LongspanError
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.pooling import PooledEncoder
+from longspan.model.tiled_loss import LOGITS_PER_TILE
 from longspan.objective.contrastive import ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig
 from longspan.text.packed import Packed
+from longspan.text.tokenizer import Tokenizer
 from longspan.train.blocks import prepare_blocks
 from longspan.train.config import TrainConfig
 
 SPECIAL_TOKENS = 2
-PREFIX_TOKENS = 4
-"""Of "search_query: " and the like, at most, in BERT's vocabulary."""
 ADAM_STATES = 2
 MASTER_BYTES = 4
 """Weights, gradients and AdamW's two moments are float32 (`TrainConfig.precision`)."""
@@ -48,6 +49,9 @@ _PROBES = 512, 1024
 """Tokens of the two passes from which the memory of a token is found: enough that weights' gradients do not decide."""
 _PROBE_LENGTH = 256
 
+_NUM_QUANTILES = 200
+_POINTS_PER_BIN = 32
+
 
 class TextLengths(Config):
     """Tokens of one kind of text as the model reads them: cut, with prefix and special tokens."""
@@ -56,11 +60,18 @@ class TextLengths(Config):
     mean_square: float = Field(gt=0)
     """Mean of the squared length: what attention pays for."""
     longest: int = Field(gt=0)
+    quantiles: tuple[float, ...] = Field(min_length=1)
+    """Lengths of which equally many texts are near each, rising."""
 
     @classmethod
     def equal(cls, tokens: float) -> TextLengths:
         """All texts of one length."""
-        return cls(mean=tokens, mean_square=tokens**2, longest=max(1, round(tokens)))
+        return cls(mean=tokens, mean_square=tokens**2, longest=max(1, round(tokens)), quantiles=(tokens,))
+
+    def spread(self, count: int) -> np.ndarray:
+        """So many lengths (int64) that are spread as these are, rising."""
+        known, wanted = ((np.arange(n) + 0.5) / n for n in (len(self.quantiles), count))
+        return np.interp(wanted, known, self.quantiles).round().astype(np.int64).clip(1, self.longest)
 
 
 class Workload(Config):
@@ -76,9 +87,9 @@ class Workload(Config):
     longest: int
     num_predicted: float = 0.0
     """Masked tokens of a step, which go through the output layer."""
-    num_forwards: int = 1
-    """How often a token goes forward through the encoder: once more with GradCache, and once more where activations
-    are computed again."""
+    num_forwards: float = 1
+    """How often a token goes forward through the encoder: once more with GradCache (where not all queries, or all
+    documents, fit into one chunk), and once more where activations are computed again. A mean over the tokens."""
 
 
 class Operations(Config):
@@ -103,21 +114,26 @@ class Memory(Config):
     """Autocast's copies of the matrices."""
     activations: int
     """What the backward pass of one chunk needs."""
+    head: int
+    """A tile of the output layer of masked language modelling, and the gradient of its matrix."""
     vectors: int
     """GradCache's vectors of the whole batch and their gradients."""
+    checkpoint: int = 0
+    """The copy of weights and optimiser that is on its way to disk, where it is in the same memory: on a CPU."""
 
     @property
     def total(self) -> int:
         return sum(self.model_dump().values())
 
 
-def workload(config: TrainConfig, texts: dict[str, TextLengths], num_rows: int) -> Workload:
+def workload(config: TrainConfig, texts: dict[str, TextLengths], num_rows: int, *, num_devices: int = 1) -> Workload:
     """What a step of a recipe computes.
 
     Args:
         texts: for masked language modelling nothing is needed (rows are all of `row_length`); for pairs "query",
             "document" and, if there are negatives, "negatives".
         num_rows: rows of the data, which decide the number of steps unless `max_steps` does.
+        num_devices: that share the batch.
     """
     steps = config.max_steps or max(1, round(config.epochs * num_rows / config.batch_size))
     forwards = 1 + config.activation_checkpointing
@@ -139,13 +155,17 @@ def workload(config: TrainConfig, texts: dict[str, TextLengths], num_rows: int) 
         each.append(texts.get("negatives", texts["document"]))
         counts.append(objective.num_negatives)
     pairs = config.batch_size
+    num_tokens = [pairs * n * text.mean for n, text in zip(counts, each, strict=True)]
+    # Queries and documents have chunks of their own. What is one chunk goes forward once.
+    sides = num_tokens[0], sum(num_tokens[1:])
+    twice = sum(side for side in sides if side / num_devices > objective.chunk_tokens)
     return Workload(
         num_steps=steps,
         num_sequences=pairs * sum(counts),
-        num_tokens=pairs * sum(n * text.mean for n, text in zip(counts, each, strict=True)),
+        num_tokens=sum(num_tokens),
         sum_of_squares=pairs * sum(n * text.mean_square for n, text in zip(counts, each, strict=True)),
         longest=max(text.longest for text in each),
-        num_forwards=forwards + 1,  # GradCache
+        num_forwards=forwards + twice / sum(num_tokens),
     )
 
 
@@ -171,7 +191,9 @@ def count_parameters(shape: EncoderConfig) -> tuple[int, int]:
     return linear, sum(parameter.numel() for parameter in encoder.parameters())
 
 
-def memory(config: TrainConfig, shape: EncoderConfig, work: Workload, num_devices: int) -> Memory:
+def memory(
+    config: TrainConfig, shape: EncoderConfig, work: Workload, num_devices: int, *, on_cpu: bool = False
+) -> Memory:
     """Peak memory of each device.
 
     Under zero2 and zero3 a device keeps its part of the weights and of the optimiser, but gradients are whole until
@@ -184,14 +206,16 @@ def memory(config: TrainConfig, shape: EncoderConfig, work: Workload, num_device
         linear, total = linear + head, total + head
     part = total / (1 if config.parallel == "ddp" else num_devices)
     gathered = {"ddp": 0.0, "zero2": total, "zero3": linear / shape.num_layers}[config.parallel]
-    tokens = min(chunk_tokens(config, work), work.num_tokens / num_devices)
+    tokens = tokens_at_a_time(config, work, num_devices)
     return Memory(
         weights=round((part + gathered) * MASTER_BYTES),
         gradients=total * MASTER_BYTES,
         optimizer=round(part * MASTER_BYTES * ADAM_STATES),
         weights_bf16=2 * linear * (config.precision == "bf16"),
         activations=round(tokens * chunk_bytes(config, shape)),
+        head=_head_bytes(config, shape, tokens),
         vectors=0 if is_masked else round(_vector_bytes(shape, work, num_devices)),
+        checkpoint=total * MASTER_BYTES * (1 + ADAM_STATES) * on_cpu,
     )
 
 
@@ -207,6 +231,15 @@ def chunk_tokens(config: TrainConfig, work: Workload) -> int:
     objective = config.objective
     asked = objective.micro_batch_tokens if isinstance(objective, MaskedConfig) else objective.chunk_tokens
     return max(asked, work.longest)
+
+
+def tokens_at_a_time(config: TrainConfig, work: Workload, num_devices: int) -> float:
+    """Tokens of a device whose activations are there together."""
+    own = work.num_tokens / num_devices
+    is_pairs = isinstance(config.objective, ContrastiveConfig)
+    if is_pairs and work.num_forwards == 1 + config.activation_checkpointing:
+        return own  # queries and documents are a chunk each, and both keep their graph
+    return min(chunk_tokens(config, work), own)
 
 
 def chunk_bytes(config: TrainConfig, shape: EncoderConfig) -> float:
@@ -240,12 +273,30 @@ def pair_lengths(folder: Path, config: TrainConfig) -> tuple[dict[str, TextLengt
     objective = config.objective
     assert isinstance(objective, ContrastiveConfig)
     manifests = _manifests(folder, config, "pairs", "pairs")
-    cuts = {"query": objective.max_query_tokens}
-    columns = {name for manifest in manifests for name in manifest.columns}
-    return {
-        name: _joined([m for m in manifests if name in m.columns], name, cuts.get(name, objective.max_document_tokens))
-        for name in columns
-    }, sum(round(m.num_rows * m.weight) for m in manifests)
+    tokenizer = read_tokenizer(folder)
+    prefixes = {task: len(tokenizer.encode([prefix])[0]) for task, prefix in config.prefixes.items()}
+    read: dict[str, list[TextLengths]] = {}
+    weights: dict[str, list[float]] = {}
+    for manifest in manifests:
+        cut = objective.max_document_tokens_of.get(manifest.name, objective.max_document_tokens)
+        for column, lengths in manifest.columns.items():
+            task = manifest.query_task if column == "query" else manifest.document_task
+            longest = objective.max_query_tokens if column == "query" else cut
+            if lengths.num_texts:
+                added = SPECIAL_TOKENS + prefixes.get(task or "", 0)
+                read.setdefault(column, []).append(_as_read(lengths, longest, added))
+                weights.setdefault(column, []).append(manifest.num_rows * manifest.weight)
+    texts = {column: _joined(lengths, weights[column]) for column, lengths in read.items()}
+    return texts, sum(round(m.num_rows * m.weight) for m in manifests)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer with which the sources of a folder were prepared.
+
+    Raises:
+        LongspanError: it is not there.
+    """
+    return Tokenizer.load(folder / TOKENIZER_FILE)
 
 
 def text_rows(folder: Path, config: TrainConfig) -> int:
@@ -270,36 +321,48 @@ def _manifests(folder: Path, config: TrainConfig, kind: str, name: str) -> list[
     return wanted
 
 
-def _joined(manifests: Sequence[Manifest], column: str, cut: int) -> TextLengths:
-    weights, means, squares, longest = [], [], [], 1
-    for manifest in manifests:
-        lengths = manifest.columns[column]
-        if not lengths.num_texts:
-            continue
-        mean, square, top = _as_read(lengths, cut)
-        weights.append(manifest.num_rows * manifest.weight)
-        means.append(mean)
-        squares.append(square)
-        longest = max(longest, top)
+def _joined(parts: Sequence[TextLengths], weights: Sequence[float]) -> TextLengths:
+    together = np.concatenate([part.quantiles for part in parts])
+    order = np.argsort(together)
+    shares = np.repeat(weights, _NUM_QUANTILES)[order].cumsum()
+    wanted = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES * shares[-1]
     return TextLengths(
-        mean=float(np.average(means, weights=weights)),
-        mean_square=float(np.average(squares, weights=weights)),
-        longest=longest,
+        mean=float(np.average([part.mean for part in parts], weights=weights)),
+        mean_square=float(np.average([part.mean_square for part in parts], weights=weights)),
+        longest=max(part.longest for part in parts),
+        quantiles=tuple(together[order][np.searchsorted(shares, wanted)].tolist()),
     )
 
 
-def _as_read(lengths: Lengths, cut: int) -> tuple[float, float, int]:
-    """Mean length, mean squared length and longest, from a histogram: a bin's texts count with its middle, and all
-    middles are moved together until the mean before the cut is the one that was counted."""
+def _as_read(lengths: Lengths, cut: int, added: int) -> TextLengths:
+    """How the texts of a histogram are read, with so many tokens added to each: those of a bin are spread evenly over
+    it, and all are moved together until the mean before the cut is the one that was counted."""
     edges = np.array([*LENGTH_EDGES, max(lengths.longest, LENGTH_EDGES[-1] + 1)], dtype=float)
     lower = np.concatenate([[0], edges[:-1]])
     counts = np.array(lengths.histogram, dtype=float)
-    middles = np.minimum((lower + 1 + edges) / 2, max(lengths.longest, 1))
-    middles *= lengths.num_tokens / max((counts * middles).sum(), 1)
-    read = np.minimum(middles + SPECIAL_TOKENS + PREFIX_TOKENS, cut)
-    share = counts / counts.sum()
-    longest = min(lengths.longest + SPECIAL_TOKENS + PREFIX_TOKENS, cut)
-    return float((share * read).sum()), float((share * read**2).sum()), longest
+    within = (np.arange(_POINTS_PER_BIN) + 0.5) / _POINTS_PER_BIN
+    points = np.floor(lower[:, None] + 1 + within * (edges - lower)[:, None]).ravel()
+    weights = np.repeat(counts / _POINTS_PER_BIN, _POINTS_PER_BIN)
+    points = np.minimum(points, max(lengths.longest, 1))
+    points *= lengths.num_tokens / max((weights * points).sum(), 1)
+    read = np.minimum(points + added, cut)
+    shares = weights.cumsum() / weights.sum()
+    wanted = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    return TextLengths(
+        mean=float(np.average(read, weights=weights)),
+        mean_square=float(np.average(read**2, weights=weights)),
+        longest=min(lengths.longest + added, cut),
+        quantiles=tuple(read[np.searchsorted(shares, wanted)].tolist()),
+    )
+
+
+def _head_bytes(config: TrainConfig, shape: EncoderConfig, num_tokens: float) -> int:
+    if not isinstance(config.objective, MaskedConfig):
+        return 0
+    size = shape.padded_vocab_size
+    logits = min(LOGITS_PER_TILE, num_tokens * config.objective.mask_rate * size)
+    rounded = 2 * (config.precision == "bf16")  # a copy in bfloat16 beside it
+    return round((logits + size * shape.width) * (MASTER_BYTES + rounded))
 
 
 def _vector_bytes(shape: EncoderConfig, work: Workload, num_devices: int) -> float:

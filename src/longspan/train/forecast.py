@@ -13,6 +13,7 @@ from longspan.model.config import EncoderConfig
 from longspan.model.folder import find_model
 from longspan.model.published_config import read_config
 from longspan.objective.mlm import MaskedConfig
+from longspan.objective.world import Alone, World
 from longspan.train.config import TrainConfig
 from longspan.train.cost import (
     Memory,
@@ -24,11 +25,14 @@ from longspan.train.cost import (
     memory,
     operations,
     pair_lengths,
+    read_tokenizer,
     text_rows,
+    tokens_at_a_time,
     workload,
 )
 from longspan.train.hardware import Hardware
-from longspan.train.trial import achieved_flops
+from longspan.train.parallel import local_device
+from longspan.train.trial import try_step
 
 SECONDS_PER_HOUR = 3600
 
@@ -43,6 +47,8 @@ class Forecast(Config):
     """Of one step."""
     flops: float
     """Operations a second of all devices together."""
+    update_seconds: float
+    """Time of what is done once in a step whatever the batch (see `trial.StepSeconds`); 0 where it was not tried."""
     memory: Memory
     """On each device."""
     fits: bool | None
@@ -60,7 +66,7 @@ class Forecast(Config):
     @property
     def step_seconds(self) -> float:
         """Time of a step, the devices computing all the while."""
-        return self.operations.total / self.flops
+        return self.operations.total / self.flops + self.update_seconds
 
     @property
     def hours(self) -> float:
@@ -75,14 +81,16 @@ def forecast(
     data: Path | None = None,
     utilization: float,
     otherwise: dict[str, TextLengths],
+    world: World | None = None,
 ) -> Forecast:
-    """Forecast one stage.
+    """Forecast one stage; collective where it is tried.
 
     Args:
-        hardware: None to try a chunk on this machine.
+        hardware: None to try a part of a step on this machine.
         data: folder of prepared sources; without it, the paper's number of pairs and the lengths in `otherwise`.
         utilization: part of the hardware's best rate that is reached.
         otherwise: lengths of "query" and "document".
+        world: the processes with which it is tried, each on a device of its own; None: this one alone.
 
     Raises:
         LongspanError: the data holds no such sources, or the model to start from cannot be read.
@@ -96,20 +104,22 @@ def forecast(
         texts, rows = otherwise, _paper_rows(config)
         each = ", ".join(f"{name} {text.mean:.0f}" for name, text in texts.items())
         assumed.append(f"{rows:,} pairs, as in the paper; mean tokens: {each}")
-    work = workload(config, texts, rows)
-    shape, known = _shape(config)
+    world = world or Alone()
+    work = workload(config, texts, rows, num_devices=world.size if hardware is None else hardware.num_devices)
+    shape, known = _shape(config, data)
     if not known:
         assumed.append(f"{config.init} is not here: a model of the paper's shape")
-    count = operations(shape, work)
+    count, update = operations(shape, work), 0.0
     if hardware is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        flops = achieved_flops(config, shape, work, device)
+        device = local_device()
+        seconds = try_step(config, shape, work, texts, device, world)
+        flops, update = count.total / seconds.passes, seconds.update
         total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-        hardware = Hardware(name=device.type, num_devices=1, flops=flops, memory=total or 1)
+        hardware = Hardware(name=device.type, num_devices=world.size, flops=flops, memory=total or 1)
     else:
         assumed.append(f"{utilization:.0%} of {hardware.flops / 1e12:.0f} TFLOP/s a device are reached")
         flops, total = hardware.flops * hardware.num_devices * utilization, hardware.memory
-    need = memory(config, shape, work, hardware.num_devices)
+    need = memory(config, shape, work, hardware.num_devices, on_cpu=total is None)
     largest = None if total is None else largest_chunk(config, shape, work, hardware.num_devices, total)
     chunk = chunk_tokens(config, work)
     return Forecast(
@@ -118,8 +128,9 @@ def forecast(
         work=work,
         operations=count,
         flops=flops,
+        update_seconds=update,
         memory=need,
-        fits=None if largest is None else largest >= min(chunk, work.num_tokens / hardware.num_devices),
+        fits=None if largest is None else largest >= tokens_at_a_time(config, work, hardware.num_devices),
         chunk_tokens=chunk,
         largest_chunk_tokens=largest,
         assumed=tuple(assumed),
@@ -148,9 +159,11 @@ def _paper_rows(config: TrainConfig) -> int:
     return sum(one.num_rows or 0 for one in chosen)
 
 
-def _shape(config: TrainConfig) -> tuple[EncoderConfig, bool]:
+def _shape(config: TrainConfig, data: Path | None) -> tuple[EncoderConfig, bool]:
+    """The encoder, and whether it is known; from random weights it has the vocabulary of the data."""
     if config.encoder is not None:
-        return config.encoder, True
+        size = config.encoder.vocab_size if data is None else read_tokenizer(data).vocab_size
+        return config.encoder.model_copy(update={"vocab_size": size}), True
     assert config.init is not None
     if not Path(config.init).is_dir():
         return EncoderConfig(), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -21,6 +22,8 @@ _WIDTH, _HEIGHT = 320, 120
 _MOST_POINTS = 400
 """A curve of more steps is drawn from the means of stretches of them."""
 _COLOUR = "#27a"
+_FEWEST_SMOOTHED, _SMOOTHED_PART = 40, 1 / 20
+"""A curve of so many points also gets its running mean, over this part of them: batches of different sources differ."""
 
 _CURVES = {
     "loss": "loss",
@@ -58,6 +61,7 @@ def write_report(run_folder: Path, out: Path) -> Path:
     done = logged[-1]["step"] if logged else 0
     parts = [
         f"<p>Recipe {escape(run.config.recipe)}, {state}: step {done:,} of {run.total_steps:,}.</p>",
+        _summary(logged, run),
         "<h2>Curves</h2>" + (curves(logged) or "<p>No step is logged yet.</p>"),
         _part("What should be looked at", _flags(logged)),
         _part("What it learnt from", _mix(logged)),
@@ -90,13 +94,23 @@ def _figure(title: str, points: Sequence[tuple[float, float]]) -> str:
         up = (y - low) / (high - low) if high > low else 0.5
         return f"{_WIDTH * across:.1f},{_HEIGHT * (1 - up):.1f}"
 
-    line = " ".join(place(x, y) for x, y in points)
+    def line(points: Sequence[tuple[float, float]], opacity: float) -> str:
+        where = " ".join(place(x, y) for x, y in points)
+        return f'<polyline points="{where}" fill="none" stroke="{_COLOUR}" stroke-width="1.5" opacity="{opacity}"/>'
+
     last = points[-1][1]
+    if len(points) == 1:
+        x, y = place(*points[0]).split(",")
+        drawn = f'<circle cx="{x}" cy="{y}" r="3" fill="{_COLOUR}"/>'
+    elif len(points) < _FEWEST_SMOOTHED:
+        drawn = line(points, 1)
+    else:
+        drawn = line(points, 0.3) + line(_smoothed(points), 1)
     return (
         f"<figure><figcaption>{escape(title)}, at the end {last:.4g}</figcaption>"
         f'<svg width="{_WIDTH + 60}" height="{_HEIGHT + 20}">'
         f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_HEIGHT}" y2="{_HEIGHT}"/>'
-        f'<polyline points="{line}" fill="none" stroke="{_COLOUR}" stroke-width="1.5"/>'
+        f"{drawn}"
         f'<text x="{_WIDTH + 4}" y="10">{high:.4g}</text><text x="{_WIDTH + 4}" y="{_HEIGHT}">{low:.4g}</text>'
         f'<text x="0" y="{_HEIGHT + 14}">{left:,.0f}</text>'
         f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{right:,.0f} steps</text></svg></figure>'
@@ -109,6 +123,34 @@ def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, flo
         return points
     stretches = [points[start : start + size] for start in range(0, len(points), size)]
     return [(stretch[-1][0], sum(y for _, y in stretch) / len(stretch)) for stretch in stretches]
+
+
+def _smoothed(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Each point the mean of itself and of those before it that are near."""
+    size = max(2, round(len(points) * _SMOOTHED_PART))
+    means = []
+    for end in range(1, len(points) + 1):
+        near = points[max(0, end - size) : end]
+        means.append((points[end - 1][0], sum(y for _, y in near) / len(near)))
+    return means
+
+
+def _summary(logged: Sequence[Mapping[str, Any]], run: Run) -> str:
+    """Where it ended, in a line; empty before the first logged step."""
+    if not logged:
+        return ""
+    last, share = logged[-1], len(logged) / max(1, logged[-1]["step"])
+    tokens, seconds = (sum(row[name] for row in logged) / share for name in ("tokens", "seconds"))
+    about = "" if share == 1 else "about "
+    rows = [
+        ["loss", f"{last['loss']:.4g}"],
+        ["tokens read", f"{about}{tokens:,.0f}"],
+        ["time in steps", f"{about}{datetime.timedelta(seconds=round(seconds))}"],
+        ["tokens a second", f"{tokens / seconds:,.0f}"],
+        ["started from", run.config.init or "random weights"],
+        ["data", run.config.data],
+    ]
+    return table(["", ""], rows, names=2)
 
 
 def _mix(logged: Sequence[Mapping[str, Any]]) -> str:

@@ -1,60 +1,156 @@
-"""A few chunks of a recipe on this machine: how many operations a second training reaches here.
+"""A part of a step on this machine: how long the whole step of a recipe will take here.
 
-The chunks have the lengths that the recipe will meet, and go through the real model and back. Tokens are random: what
-they say does not change how long they take.
+The recipe's own objective and optimiser work on the real model, with texts as long as those that the recipe will meet.
+Tokens are random: what they say does not change how long they take.
+
+Axes: n queries, M masked tokens.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
+from longspan.data.collate import MaskedBatch, PairBatch
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder, initialize
+from longspan.model.heads import MaskedLanguageModel
+from longspan.model.pooling import PooledEncoder
+from longspan.objective.contrastive import Contrastive, ContrastiveConfig
+from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
+from longspan.objective.temperature import TemperedEncoder
+from longspan.objective.world import World
 from longspan.text.packed import Packed
+from longspan.train.blocks import prepare_blocks
 from longspan.train.config import TrainConfig
-from longspan.train.cost import Workload, chunk_tokens, operations
+from longspan.train.cost import TextLengths, Workload, chunk_tokens, operations, workload
+from longspan.train.optim import build_optimizer, clip_gradients
 
 ROUNDS = 3
+CHUNKS = 4
+"""A step with more chunks is tried with about so many."""
 
 
-def achieved_flops(config: TrainConfig, shape: EncoderConfig, work: Workload, device: torch.device) -> float:
-    """Operations a second of a forward and a backward pass over one chunk; the best of a few.
+class StepSeconds(NamedTuple):
+    """Seconds of a step: of its passes forward and back, and of what is done once, whatever the batch: the sum of the
+    gradients over the processes, and the optimiser."""
 
-    The chunk has sequences of the mean length, and as many of them as the configuration lets through at a time.
+    passes: float
+    update: float
+
+
+def try_step(
+    config: TrainConfig,
+    shape: EncoderConfig,
+    work: Workload,
+    texts: dict[str, TextLengths],
+    device: torch.device,
+    world: World,
+) -> StepSeconds:
+    """Time a step, or a part of it from which the whole is reckoned by its operations: the median of a few; collective.
+
+    Args:
+        work: of the whole step, over all processes.
+        texts: as for `cost.workload`.
     """
-    length = max(1, round(work.num_tokens / work.num_sequences))
-    count = max(1, int(min(chunk_tokens(config, work), work.num_tokens)) // length)
-    generator = np.random.default_rng(config.seed)
-    packed = Packed.of([generator.integers(0, shape.vocab_size, length) for _ in range(count)]).to(device)
+    share = min(1.0, CHUNKS * chunk_tokens(config, work) * world.size / work.num_tokens) / world.size
+    part = config.model_copy(update={"batch_size": max(1, round(share * config.batch_size))})
+    draw = np.random.default_rng(config.seed)
+    autocast = torch.bfloat16 if config.precision == "bf16" else None
     encoder = Encoder(shape)
     initialize(encoder, config.seed)
-    encoder.to(device)
-    chunk = work.model_copy(
-        update={
-            "num_tokens": count * length,
-            "sum_of_squares": count * length**2,
-            "num_predicted": 0.0,
-            "num_forwards": 1,
-        }
-    )
-    seconds = min(_seconds(encoder, packed, config, device) for _ in range(ROUNDS))
-    return operations(shape, chunk).total / seconds
+    if isinstance(part.objective, MaskedConfig):
+        model = MaskedLanguageModel(encoder)
+        objective = MaskedLanguageModelling(part.objective, world=world, autocast=autocast)
+        batch = _rows(part.batch_size, part.objective, shape, draw)
+    else:
+        model = _pooled(encoder, part.objective)
+        objective = Contrastive(part.objective, world=world, autocast=autocast)
+        batch = _pairs(part.batch_size, part.objective, shape, texts, draw)
+    prepare_blocks(model, compiled=config.compile, checkpointed=config.activation_checkpointing)
+    tried = _Step(model.to(device), objective, batch, config, world)
+    tried()  # the first is slower
+    rounds = [tried() for _ in range(ROUNDS)]
+    done = operations(shape, _as_drawn(workload(part, texts, 0), batch)).total * world.size
+    medians = torch.tensor([statistics.median(column) for column in zip(*rounds, strict=True)], device=device)
+    passes, update = (world.sum(medians) / world.size).tolist()
+    return StepSeconds(passes * operations(shape, work).total / done, update)
 
 
-def _seconds(encoder: Encoder, packed: Packed, config: TrainConfig, device: torch.device) -> float:
-    encoder.zero_grad(set_to_none=True)
-    _wait(device)
-    began = time.perf_counter()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        loss = encoder(packed).sum()
-    loss.backward()
-    _wait(device)
-    return time.perf_counter() - began
+def _as_drawn(work: Workload, batch: MaskedBatch | PairBatch) -> Workload:
+    """The work of a part with the lengths that its texts really have."""
+    packs = [batch.queries, batch.documents] if isinstance(batch, PairBatch) else batch.rows
+    lengths = [length for packed in packs for length in packed.lengths]
+    return work.model_copy(update={"num_tokens": sum(lengths), "sum_of_squares": sum(length**2 for length in lengths)})
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class _Step:
+    """A step as the loop does it, timed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Any,
+        batch: MaskedBatch | PairBatch,
+        config: TrainConfig,
+        world: World,
+    ) -> None:
+        self._model, self._objective, self._batch, self._world = model, objective, batch, world
+        self._device = next(model.parameters()).device
+        self._clip_norm = config.optim.clip_norm
+        self._optimizer = build_optimizer(model, config.optim)
+
+    def __call__(self) -> StepSeconds:
+        began = self._now()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._objective.backward(self._model, self._batch)
+        passed = self._now()
+        # The objective has done this already: once more, to know how long it takes.
+        self._world.sum_gradients(self._model.parameters())
+        summed = self._now()
+        clip_gradients(self._model, self._clip_norm)
+        self._optimizer.step()
+        return StepSeconds(passes=passed - began - (summed - passed), update=self._now() - passed)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _pooled(encoder: Encoder, settings: ContrastiveConfig) -> PooledEncoder:
+    if settings.learn_temperature:
+        return TemperedEncoder(encoder, settings.pooling, settings.temperature)
+    return PooledEncoder(encoder, settings.pooling)
+
+
+def _pairs(
+    n: int, settings: ContrastiveConfig, shape: EncoderConfig, texts: dict[str, TextLengths], draw: np.random.Generator
+) -> PairBatch:
+    """n pairs with their negatives."""
+    documents = [texts["document"].spread(n)]
+    if settings.num_negatives:
+        documents.append(texts.get("negatives", texts["document"]).spread(n * settings.num_negatives))
+    queries = _random(texts["query"].spread(n), shape, draw)
+    return PairBatch(queries, _random(np.concatenate(documents), shape, draw), settings.num_negatives, "tried", 0)
+
+
+def _rows(num_rows: int, settings: MaskedConfig, shape: EncoderConfig, draw: np.random.Generator) -> MaskedBatch:
+    length = settings.row_length
+    num_masked = max(1, round(settings.mask_rate * length))
+    rows, targets = [], []
+    for _ in range(num_rows):
+        rows.append(_random(np.array([length]), shape, draw))
+        positions_M = np.sort(draw.permutation(length)[:num_masked])
+        targets.append((torch.from_numpy(positions_M), rows[-1].ids_T[positions_M]))
+    return MaskedBatch(rows, targets)
+
+
+def _random(lengths: np.ndarray, shape: EncoderConfig, draw: np.random.Generator) -> Packed:
+    ids_T = draw.integers(0, shape.vocab_size, int(lengths.sum()))
+    return Packed.of_flat(ids_T, lengths)
