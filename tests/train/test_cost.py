@@ -10,10 +10,13 @@ from longspan.data.dataset import Dataset
 from longspan.data.manifest import Lengths
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder, initialize
+from longspan.model.heads import MaskedLanguageModel
 from longspan.model.pooling import PooledEncoder
+from longspan.objective.contrastive import Contrastive
+from longspan.objective.mlm import MaskedLanguageModelling
 from longspan.recipes.catalog import build_recipe
 from longspan.text.packed import Packed
-from longspan.train import cost
+from longspan.train import cost, trial
 from longspan.train.blocks import prepare_blocks
 from longspan.train.cost import (
     LiveBytes,
@@ -99,6 +102,40 @@ def test_memory_of_a_chunk_is_what_a_deeper_encoder_then_needs(precision, checkp
     with LiveBytes() as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         encoder(packed).sum().backward()
     assert tokens * activation_bytes(shape, precision, checkpointed=checkpointed) == pytest.approx(live.peak, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_of_a_step_of_masked_language_modelling(precision):
+    changes = {"objective.row_length": "128", "objective.micro_batch_tokens": "2048", "batch_size": "32"}
+    config = build_recipe("mlm", "data", None, changes | {"precision": precision})
+    shape = EncoderConfig(vocab_size=4096, width=64, num_heads=2, num_layers=2, inner_width=96)
+    told = memory(config, shape, workload(config, {}, 0), 1)
+    model = MaskedLanguageModel(Encoder(shape))
+    batch = trial._rows(config.batch_size, config.objective, shape, np.random.default_rng(0))
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    objective = MaskedLanguageModelling(config.objective, autocast=autocast)
+    assert told.activations + told.head + told.weights_bf16 == pytest.approx(_peak(objective, model, batch), rel=0.15)
+
+
+@pytest.mark.parametrize("chunk", ["1024", "100000"])
+def test_memory_of_a_contrastive_step(chunk):
+    config = build_recipe("contrastive", "data", None, {"objective.chunk_tokens": chunk, "batch_size": "64"})
+    config = config.model_copy(update={"precision": "fp32"})
+    shape = EncoderConfig(vocab_size=64, width=64, num_heads=2, num_layers=2, inner_width=96)
+    texts = {"query": TextLengths.equal(16), "document": TextLengths.equal(64)}
+    told = memory(config, shape, workload(config, texts, 64), 1)
+    model = PooledEncoder(Encoder(shape), "mean")
+    batch = trial._pairs(64, config.objective, shape, texts, np.random.default_rng(0))
+    peak = _peak(Contrastive(config.objective), model, batch)
+    assert told.activations + told.vectors == pytest.approx(peak, rel=0.15), "in chunks, and all at once"
+
+
+def _peak(objective, model, batch):
+    initialize(model.encoder, 0)
+    objective.backward(model, batch)  # gradients are there from now on
+    with LiveBytes() as live:
+        objective.backward(model, batch)
+    return live.peak
 
 
 def test_memory_by_part_and_the_largest_chunk_that_fits():

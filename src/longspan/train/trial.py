@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from longspan.data.collate import MaskedBatch, PairBatch
+from longspan.data.batch import MaskedBatch, PairBatch
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.heads import MaskedLanguageModel
