@@ -36,6 +36,7 @@ LEAST_SECONDS = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--objective", choices=("mlm", "contrastive"), action="append", help="only these")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
@@ -44,6 +45,7 @@ def main() -> None:
     multiprocessing.set_forkserver_preload(["benchmarks.kills", "torch._dynamo", "numpy.random"])
     with tempfile.TemporaryDirectory() as folder:
         configs = _configs(Path(folder), arguments.steps)
+        configs = {name: configs[name] for name in arguments.objective or configs}
         with Bar("kills", arguments.kills * len(configs)) as bar:
             results = {
                 name: _killed(config, Path(folder) / name, arguments.kills, random.Random(arguments.seed), bar)

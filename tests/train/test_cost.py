@@ -12,8 +12,8 @@ from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.heads import MaskedLanguageModel
 from longspan.model.pooling import PooledEncoder
-from longspan.objective.contrastive import Contrastive
-from longspan.objective.mlm import MaskedLanguageModelling
+from longspan.objective.contrastive import Contrastive, ContrastiveConfig
+from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
 from longspan.recipes.catalog import build_recipe
 from longspan.text.packed import Packed
 from longspan.train import cost, trial
@@ -111,6 +111,7 @@ def test_memory_of_a_step_of_masked_language_modelling(precision):
     shape = EncoderConfig(vocab_size=4096, width=64, num_heads=2, num_layers=2, inner_width=96)
     told = memory(config, shape, workload(config, {}, 0), 1)
     model = MaskedLanguageModel(Encoder(shape))
+    assert isinstance(config.objective, MaskedConfig)
     batch = trial._rows(config.batch_size, config.objective, shape, np.random.default_rng(0))
     autocast = torch.bfloat16 if precision == "bf16" else None
     objective = MaskedLanguageModelling(config.objective, autocast=autocast)
@@ -125,6 +126,7 @@ def test_memory_of_a_contrastive_step(chunk):
     texts = {"query": TextLengths.equal(16), "document": TextLengths.equal(64)}
     told = memory(config, shape, workload(config, texts, 64), 1)
     model = PooledEncoder(Encoder(shape), "mean")
+    assert isinstance(config.objective, ContrastiveConfig)
     batch = trial._pairs(64, config.objective, shape, texts, np.random.default_rng(0))
     peak = _peak(Contrastive(config.objective), model, batch)
     assert told.activations + told.vectors == pytest.approx(peak, rel=0.15), "in chunks, and all at once"
