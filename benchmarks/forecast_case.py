@@ -10,13 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from longspan.model.config import EncoderConfig
-from longspan.model.encoder import Encoder, initialize
 from longspan.recipes.catalog import build_recipe
-from longspan.text.packed import Packed
 from longspan.train.config import TrainConfig
 from longspan.train.forecast import forecast
 from longspan.train.loop import start
@@ -24,27 +19,32 @@ from longspan.train.parallel import join_world, leave_world, local_device
 
 
 def main() -> None:
-    """`WHAT SETTINGS DATA RUN`; the last line that is printed is the result."""
-    what, settings, data, run = sys.argv[1:]
-    config, place = _config(json.loads(settings), Path(data))
-    told = _forecast(config, place) if what == "forecast" else _train(config, Path(run))
+    """`WHAT CASES ENCODER DATA FOLDER`; the last line that is printed has a result for each case."""
+    what, cases, encoder, data, folder = sys.argv[1:]
+    shape = EncoderConfig.parse(json.loads(encoder), where="benchmark")
+    results = []
+    for settings in json.loads(cases):
+        config, place = _config(settings, shape, Path(data))
+        results.append(_forecast(config, place) if what == "forecast" else _train(config, Path(folder)))
     if int(os.environ.get("RANK", "0")) == 0:
-        print(json.dumps(told))
+        print(json.dumps(results))
 
 
-def _config(settings: dict[str, Any], data: Path) -> tuple[TrainConfig, Path]:
-    recipe, encoder = settings.pop("recipe"), settings.pop("encoder")
+def _config(settings: dict[str, Any], shape: EncoderConfig, data: Path) -> tuple[TrainConfig, Path]:
+    recipe = settings["recipe"]
     place = data / recipe
     config = build_recipe(recipe, str(place), "model", {})
-    shape = EncoderConfig.parse(encoder, where="benchmark")
     config = config.model_copy(update={"init": None, "encoder": shape, "log_every": 1})
-    return config.replace(settings, where="benchmark"), place
+    changes = {key: value for key, value in settings.items() if key not in ("case", "recipe")}
+    return config.replace(changes, where="benchmark"), place
 
 
 def _forecast(config: TrainConfig, place: Path) -> dict[str, Any]:
     world = join_world(local_device())
-    told = forecast(config, None, data=place, utilization=1, otherwise={}, world=world)
-    leave_world(world)
+    try:
+        told = forecast(config, None, data=place, utilization=1, otherwise={}, world=world)
+    finally:
+        leave_world(world)
     return {
         "seconds": told.step_seconds,
         "tokens": told.work.num_tokens,
@@ -54,7 +54,7 @@ def _forecast(config: TrainConfig, place: Path) -> dict[str, Any]:
 
 
 def _train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    _warm_up(config)
+    _warm_up(config, folder)
     with Watched() as watched:
         run = start(config, folder, device="cpu")
     steps = run.logged()
@@ -65,13 +65,11 @@ def _train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _warm_up(config: TrainConfig) -> None:
-    """What libraries take once for themselves is no part of a run."""
-    small = Encoder(EncoderConfig(width=64, num_heads=1, num_layers=1, inner_width=64, vocab_size=64))
-    initialize(small, 0)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        loss = small(Packed.of([np.zeros(64, dtype=np.int64)] * 4)).sum()
-    loss.backward()
+def _warm_up(config: TrainConfig, folder: Path) -> None:
+    """A run of two steps with a tiny encoder: what libraries take once for themselves is no part of a run."""
+    tiny = EncoderConfig(width=64, num_heads=1, num_layers=1, inner_width=64)
+    small = {"encoder": tiny, "max_steps": 2, "batch_size": 2 * int(os.environ.get("WORLD_SIZE", "1"))}
+    start(config.model_copy(update=small), folder.with_name(folder.name + "-first"), device="cpu")
 
 
 class Watched:

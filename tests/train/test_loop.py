@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -653,6 +654,23 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(
     assert not run.finished
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000000"]
     assert folders.differing(resume(run.folder).folder, undisturbed(mlm)) == []
+
+
+def test_one_snapshot_at_a_time(mlm: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk is: the next one is taken when the last one is written."""
+    take, write = loop.take_snapshot, writer.write_checkpoint
+
+    def slow(*args: Any, **options: Any) -> Path:
+        time.sleep(0.05)
+        return write(*args, **options)
+
+    def alone(*args: Any, **options: Any) -> checkpoint.Snapshot:
+        assert "longspan-checkpoint" not in {thread.name for thread in threading.enumerate()}
+        return take(*args, **options)
+
+    monkeypatch.setattr(writer, "write_checkpoint", slow)
+    monkeypatch.setattr(loop, "take_snapshot", alone)
+    assert start(mlm.model_copy(update={"checkpoint_every": 1}), tmp_path / "run").finished
 
 
 # --- how blocks run ---------------------------------------------------------------------------------------------------

@@ -328,6 +328,7 @@ class _Training:
 
     def _save(self, done: int, writer: CheckpointWriter) -> None:
         is_first = self._world.rank == 0
+        writer.idle()  # the last snapshot is gone before there is another
         snapshot = take_snapshot(done, self._stage.model, self._optimizer, self._about, best=self._best, keep=is_first)
         if is_first:
             writer.submit(snapshot)

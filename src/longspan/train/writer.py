@@ -13,7 +13,8 @@ from longspan.train.checkpoint import Snapshot, write_checkpoint
 class CheckpointWriter:
     """`with CheckpointWriter(folder, keep=2) as writer: writer.submit(snapshot)`; leaving waits for the last one.
 
-    One thread at a time writes, so memory holds one snapshot, and checkpoints appear in the order of their steps.
+    One thread at a time writes, so checkpoints appear in the order of their steps. Whoever waits with `idle` before
+    taking a snapshot has only one of them in memory.
 
     Args:
         keep: see `write_checkpoint`.
@@ -35,7 +36,7 @@ class CheckpointWriter:
         if error is None:
             self.wait()
         else:
-            self._join()  # what went wrong first is what matters
+            self.idle()  # what went wrong first is what matters
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to write a checkpoint, as soon as the one before is written.
@@ -47,20 +48,21 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="longspan-checkpoint", daemon=True)
         self._thread.start()
 
+    def idle(self) -> None:
+        """Until nothing is being written any more; an error is kept for `submit` and `wait`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def wait(self) -> None:
         """Until everything that was submitted is on disk.
 
         Raises:
             LongspanError: it could not be written.
         """
-        self._join()
+        self.idle()
         if self._error is not None:
             raise self._error
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
