@@ -63,14 +63,16 @@ def main() -> None:
         help="the same with optimum[onnxruntime]<2 and the older transformers that its BetterTransformer knows",
     )
     parser.add_argument("--overload", type=float, metavar="SECONDS", help="measure overload instead, for so long")
+    parser.add_argument("--work", type=Path, help="keep model and texts here and use them again (default: nowhere)")
     parser.add_argument("--starvation", action="store_true", help="measure starvation instead")
     parsed = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = parsed.work or Path(temporary)
         if parsed.starvation:
-            write_record("serve-starvation", starvation(Path(folder), parsed.seconds))
+            write_record("serve-starvation", starvation(folder, parsed.seconds))
             return
-        model = minilm(Path(folder))
-        bodies = [request_body(text) for text in real_texts(Path(folder), model)]
+        model = minilm(folder)
+        bodies = [request_body(text) for text in real_texts(folder, model)]
         if parsed.overload is not None:
             write_record("serve-overload", overload(model, bodies, parsed.seconds, parsed.overload))
             return
@@ -273,6 +275,8 @@ class Memory:
 def minilm(folder: Path) -> Path:
     """all-MiniLM-L6-v2, reading the 512 tokens that it has positions for instead of 256."""
     model = folder / "minilm"
+    if model.is_dir():
+        return model
     shutil.copytree(teacher_folder(), model)
     file = model / "sentence_bert_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_seq_length": 512}))
@@ -282,6 +286,8 @@ def minilm(folder: Path) -> Path:
 def with_onnx(model: Path) -> Path:
     """A copy of the model with `onnx/model.onnx`, token states in float32, as infinity's engine `optimum` reads it."""
     folder = model.with_name("minilm-onnx")
+    if folder.is_dir():
+        return folder
     publish(Embedder.load(model, device="cpu"), folder, forms=Forms(onnx=("float32",)))
     (folder / "onnx" / "embed.onnx").unlink()  # infinity would take it for a model of token states
     return folder
@@ -289,7 +295,8 @@ def with_onnx(model: Path) -> Path:
 
 def real_texts(folder: Path, model: Path) -> list[str]:
     """Documentation, cut to between 10 and 500 tokens, special ones included."""
-    collect(folder / "demo")
+    if not (folder / "demo" / "heldout").is_dir():
+        collect(folder / "demo")
     documents = list(RetrievalSet.load(folder / "demo" / "heldout").corpus.values())
     tokenizer = Tokenizer.load(model)
     random = np.random.default_rng(0)
