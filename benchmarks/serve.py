@@ -46,6 +46,8 @@ TIME_LIMIT = 20
 """Seconds that a request may take under overload."""
 WARM_UP = 3.0
 """Seconds before a measurement whose requests do not count."""
+_AT_ONCE = 64
+"""Texts that wait at once where there is no server: as many as there are clients."""
 SETTINGS = {"40 threads": (40, 0), "2 threads of 1 core": (2, 1), "1 thread": (1, 0)}
 """Of the sentence-transformers server: threads that encode at once (40 is FastAPI's default), and cores of each."""
 
@@ -102,7 +104,7 @@ def throughput(model: Path, bodies: Sequence[bytes], parsed: argparse.Namespace)
         servers = {name: words for name, words in servers.items() if name in parsed.servers}
     probes = [json.loads(body)["input"] for body in bodies[:20]]
     expected_ND = Embedder.load(model, device="cpu").embed(probes)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"texts_per_second_without_server": without_server(model, bodies, seconds)}
     for name, command in servers.items():
         with serving(command) as (port, _):
             difference = float(np.abs(asyncio.run(vectors_of(port, probes)) - expected_ND).max())
@@ -118,6 +120,17 @@ def throughput(model: Path, bodies: Sequence[bytes], parsed: argparse.Namespace)
         f"{count} clients": _to_best_other(result, names, f"{count} clients") for count in clients
     }
     return result
+
+
+def without_server(model: Path, bodies: Sequence[bytes], seconds: float) -> float:
+    """Texts that our encoder embeds in a second when all of them lie before it: what no server of ours can exceed."""
+    embedder, texts = Embedder.load(model, device="cpu"), [json.loads(body)["input"] for body in bodies]
+    embedder.embed(texts[:100])
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        embedder.embed([texts[(count + i) % len(texts)] for i in range(_AT_ONCE)])
+        count += _AT_ONCE
+    return round(count / (time.perf_counter() - began), 1)
 
 
 def _to_best_other(result: dict[str, Any], names: list[str], key: str) -> dict[str, Any]:
