@@ -1,15 +1,14 @@
-"""How positions reach past the trained length, on a rotary model trained here: LoCo's QMSum and two further sets.
+"""How positions reach past the trained length: LoCo's QMSum and two further sets, on a rotary model trained here.
 
-    python -m benchmarks.loco_rotary ../shared/data [--tokens 360000] [--lengths 512 2048 4096 8192] [--out FOLDER]
+    python -m benchmarks.loco_rotary ../shared/data [--tokens 245760] [--lengths 512 2048 4096 8192] [--out FOLDER]
 
 The model is all-MiniLM-L6-v2 with its learned positions taken out and rotary ones put in, which learns from the
 original to give the same vectors for pieces of at most 512 tokens of running text (the cosine of both is made 1). So
 2,048 to 8,192 tokens are four to sixteen times what it was trained on. Then `longspan.evaluate.loco` measures it with
-dynamic NTK, without scaling, with position interpolation and with static NTK. Killed while measuring, it goes on from
---out.
-On two cores with AMX: about 20 minutes of training in bfloat16, and 15 of measuring.
+dynamic NTK, without scaling, with position interpolation and with static NTK. Killed, it goes on from --out.
+On two idle cores with AMX it takes about ten minutes, most of them for 8,192 tokens.
 
-Axes: T tokens, B pieces, D width.
+Axes: B pieces, D width.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from longspan.demo.teacher import teacher_folder
 from longspan.embedder import Embedder
 from longspan.evaluate.loco import LENGTHS, SCALINGS, run_loco
 from longspan.evaluate.loco_sets import load_loco
-from longspan.files import read_json, write_json
+from longspan.files import atomic_path, read_json, write_json
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import read_model
@@ -46,13 +43,14 @@ LENGTH_SHARES = {512: 0.5, 256: 0.2, 128: 0.15, 64: 0.1, 32: 0.05}
 """Length of a piece -> its share of the tokens of a step."""
 STEP_TOKENS = 4096
 LR = 3e-4
+KEEP_EVERY = 5
 
 
 def main() -> None:
     """Train where no trained weights are in --out, measure, and write a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with text/ and longcontext/")
-    parser.add_argument("--tokens", type=int, default=360_000, help="tokens to train on")
+    parser.add_argument("--tokens", type=int, default=245_760, help="tokens to train on")
     parser.add_argument("--tasks", nargs="+", default=["qmsum", "gov_report", "big_patent"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[TRAINED_LENGTH, *LENGTHS])
     parser.add_argument("--out", type=Path, default=Path("loco-rotary"))
@@ -63,8 +61,9 @@ def main() -> None:
     weights, told = parsed.out / "weights.pt", parsed.out / "training.json"
     if not weights.exists():
         parsed.out.mkdir(parents=True, exist_ok=True)
-        training = _distil(encoder, PooledEncoder(original, "mean"), _ids(parsed.data / "text", tokenizer), tokenizer,
-                           parsed.tokens)  # fmt: skip
+        documents = _ids(parsed.data / "text", tokenizer)
+        kept = parsed.out / "training.pt"
+        training = _distil(encoder, PooledEncoder(original, "mean"), documents, tokenizer, parsed.tokens, kept)
         write_json(told, training)
         torch.save(encoder.state_dict(), weights)
     encoder.load_state_dict(torch.load(weights, weights_only=True))
@@ -100,32 +99,41 @@ def _rotary(original: Encoder) -> Encoder:
 
 
 def _distil(
-    encoder: Encoder, theirs: PooledEncoder, documents: list[np.ndarray], tokenizer: Tokenizer, num_tokens: int
+    encoder: Encoder,
+    theirs: PooledEncoder,
+    documents: list[np.ndarray],
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    kept: Path,
 ) -> dict[str, Any]:
-    """Train, and say how it went."""
+    """Train, and say how it went; what is done is kept in a file now and then, from which a killed call goes on."""
     model = PooledEncoder(encoder, "mean").train()
     optimizer = build_optimizer(model, OptimConfig(lr=LR, weight_decay=0.01))
-    total, began, cosines = num_tokens // STEP_TOKENS, time.perf_counter(), []
-    steps = _steps(documents, tokenizer)
-    with Bar("learning rotary positions (steps)", total) as bar:
-        for step in range(total):
+    total, cosines = num_tokens // STEP_TOKENS, []
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        cosines = state["cosines"]
+    with Bar("learning rotary positions (steps)", total, done=len(cosines)) as bar:
+        for step in range(len(cosines), total):
             set_learning_rate(optimizer, LR * min((step + 1) / (0.06 * total), (total - step) / (0.94 * total)))
             optimizer.zero_grad()
-            cosines.append(_step(model, theirs, next(steps)))
+            cosines.append(_step(model, theirs, _pieces(documents, tokenizer, step)))
             clip_gradients(model, 1.0)
             optimizer.step()
-            bar.advance(1)
-            if step % 10 == 0:
-                print(step, total, round(time.perf_counter() - began), np.mean(cosines[-10:]), flush=True)
+            bar.advance(1, f"cosine {cosines[-1]:.3f}")
+            if len(cosines) % KEEP_EVERY == 0:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "cosines": cosines}
+                with atomic_path(kept) as unfinished:
+                    torch.save(state, unfinished)
     model.eval()
-    tail = max(1, total // 20)
     return {
         "texts": list(TEXTS),
         "steps": total,
         "tokens": total * STEP_TOKENS,
-        "seconds": round(time.perf_counter() - began),
-        "cosine_at_first": round(float(np.mean(cosines[:3])), 4),
-        "cosine_at_last": round(float(np.mean(cosines[-tail:])), 4),
+        "cosine_at_first": round(cosines[0], 4),
+        "cosine_at_last": round(float(np.mean(cosines[-max(1, total // 10) :])), 4),
     }
 
 
@@ -153,20 +161,19 @@ def _ids(folder: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
     return tokenizer.encode(texts)
 
 
-def _steps(documents: list[np.ndarray], tokenizer: Tokenizer) -> Iterator[list[list[np.ndarray]]]:
-    """Pieces of documents drawn at random, by length."""
-    draw = np.random.default_rng(0)
+def _pieces(documents: list[np.ndarray], tokenizer: Tokenizer, step: int) -> list[list[np.ndarray]]:
+    """The pieces of a step, drawn from the documents at random, by length."""
+    draw = np.random.default_rng([0, step])
     sizes = np.array([len(document) for document in documents], dtype=float)
     start, end = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-    while True:
-        groups = []
-        for length, share in LENGTH_SHARES.items():
-            chosen = draw.choice(len(documents), size=round(STEP_TOKENS * share / length), p=sizes / sizes.sum())
-            groups.append([])
-            for number in chosen:
-                first = int(draw.integers(max(1, len(documents[number]) - length + 3)))
-                groups[-1].append(np.concatenate([start, documents[number][first : first + length - 2], end]))
-        yield groups
+    groups = []
+    for length, share in LENGTH_SHARES.items():
+        chosen = draw.choice(len(documents), size=round(STEP_TOKENS * share / length), p=sizes / sizes.sum())
+        groups.append([])
+        for number in chosen:
+            first = int(draw.integers(max(1, len(documents[number]) - length + 3)))
+            groups[-1].append(np.concatenate([start, documents[number][first : first + length - 2], end]))
+    return groups
 
 
 if __name__ == "__main__":

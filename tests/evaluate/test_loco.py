@@ -1,6 +1,8 @@
 """LoCo: scores by length and scaling, kept measurement by measurement."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.evaluate.loco import SCALINGS, SUMMARY, LocoResults, LocoScore, rescaled, run_loco
-from longspan.evaluate.loco_sets import V0
+from longspan.evaluate.loco_sets import V0, load_loco
 from longspan.evaluate.retrieval import RetrievalSet, evaluate_retrieval
 from longspan.model.config import EmbeddingConfig
 
@@ -100,6 +102,51 @@ def test_a_crash_in_the_middle_loses_nothing(small_embedder, one_set, tmp_path, 
             run_loco(small_embedder, [one_set, second], tmp_path, lengths=[32])
         run_loco(small_embedder, [one_set, second], tmp_path, lengths=[32])
     assert len(calls) == 4 + 2  # of the first set nothing, of the second queries and corpus
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+from longspan.embedder import Embedder
+from longspan.evaluate.loco import run_loco
+from longspan.evaluate.loco_sets import load_loco
+
+embed, calls = Embedder.embed, []
+
+def killing(self, texts, **options):
+    calls.append(texts)
+    if len(calls) == 4:  # the first set is measured, of the second only the queries
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(self, texts, **options)
+
+Embedder.embed = killing
+model, data, out = map(Path, sys.argv[1:])
+run_loco(Embedder.load(model, device="cpu"), load_loco(data, ["one", "two"]), out, lengths=[32])
+"""
+
+
+def test_a_kill_costs_no_more_than_the_measurement_it_hits(small_embedder, one_set, tmp_path):
+    small_embedder.save(tmp_path / "model")
+    for name in ("one", "two"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for table, texts in (("corpus", one_set.corpus), ("queries", one_set.queries)):
+            rows = [json.dumps({"_id": identity, "text": text}) for identity, text in texts.items()]
+            (folder / f"{table}.jsonl").write_text("\n".join(rows))
+        lines = [f"{query}\t{document}\t1" for query, judged in one_set.qrels.items() for document in judged]
+        (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    places = [tmp_path / name for name in ("model", "data", "out")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *places], check=False, capture_output=True, timeout=120)
+    assert killed.returncode == -9, killed.stderr.decode()
+    embedder, sets = Embedder.load(places[0], device="cpu"), load_loco(places[1], ["one", "two"])
+    told = []
+    resumed = run_loco(embedder, sets, places[2], lengths=[32], progress=lambda what, *_: told.append(what.split()[0]))
+    assert set(told) == {"two"}
+    whole = run_loco(embedder, sets, tmp_path / "whole", lengths=[32])
+    assert [(s.task, s.score, s.interval) for s in resumed.scores] == [
+        (s.task, s.score, s.interval) for s in whole.scores
+    ]
 
 
 @pytest.mark.parametrize(
