@@ -1,18 +1,22 @@
-"""Embedding on a CPU at the published width: `longspan bench encoder`, kept as a record.
+"""Embedding on a CPU at the published width: `longspan bench encoder`, kept as a record for each kind of text.
 
 Peers that are not installed are said to be absent; for all of them: `pip install 'longspan[st]' onnx onnxruntime`.
 """
 
 from __future__ import annotations
 
+import sys
+
 from benchmarks.record import write_record
-from longspan.bench import bench_encoder
+from longspan.bench import KINDS, bench_encoder
 
 
 def main() -> None:
-    """Measure and write a record."""
-    measured = bench_encoder(say=print)
-    write_record("encoder-cpu", {"model": measured["model"]} | measured["result"])
+    """Measure and write a record: of the kinds of text that are named, or of each."""
+    for kind in sys.argv[1:] or KINDS:
+        measured = bench_encoder(kinds=[kind], say=lambda what: print(what, flush=True))
+        about = {name: measured[name] for name in ("model", "compiled_passes")}
+        write_record(f"encoder-cpu-{kind}", about | measured["result"])
 
 
 if __name__ == "__main__":

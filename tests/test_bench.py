@@ -89,8 +89,8 @@ def test_peers_run_at_every_setting_once_and_the_best_of_each_go_on(small_embedd
     found = bench._side_by_side(
         [
             peer("longspan float32", "", 1.0),
-            peer("theirs", "batch 1", 4.0),
-            peer("theirs", "batch 8", 2.0),
+            peer("theirs float32", "batch 1", 4.0),
+            peer("theirs float32", "batch 8", 2.0),
             peer("theirs int8", "batch 1", 1.5),
             peer("theirs bfloat16", "batch 1", 9.0, share=2),
         ],
@@ -100,14 +100,15 @@ def test_peers_run_at_every_setting_once_and_the_best_of_each_go_on(small_embedd
         say=lambda _: None,
     )
     timed = [call for call in calls if call[2] > 1]
-    assert timed.count(("theirs", "batch 1", 4)) == 1
-    assert timed.count(("theirs", "batch 8", 4)) == 3
+    assert timed.count(("theirs float32", "batch 1", 4)) == 1
+    assert timed.count(("theirs float32", "batch 8", 4)) == 3
     assert timed.count(("theirs bfloat16", "batch 1", 2)) == 3
-    to_exact, to_all = found["ratios"]["longspan float32"]
-    assert to_exact == {"to": "theirs, batch 8", "median": 2.0, "by_round": [2.0, 2.0, 2.0]}
-    assert to_all["to"] == "theirs int8, batch 1"
-    assert to_all["median"] == 1.5
-    assert found["tokens_per_second"]["theirs, batch 8"] == pytest.approx(found["tokens"] / 8, rel=1e-2)
+    to_float32, to_bfloat16, to_int8 = found["ratios"]["longspan float32"]
+    assert to_float32 == {"to": "theirs float32, batch 8", "median": 2.0, "by_round": [2.0, 2.0, 2.0]}
+    assert to_bfloat16["to"] == "theirs bfloat16, batch 1"
+    assert to_int8["to"] == "theirs int8, batch 1"
+    assert to_int8["median"] == 1.5
+    assert found["tokens_per_second"]["theirs float32, batch 8"] == pytest.approx(found["tokens"] / 8, rel=1e-2)
     assert found["smallest_cosine_to_float32"]["theirs int8, batch 1"] == pytest.approx(1, abs=1e-5)
 
 
@@ -133,7 +134,7 @@ def test_the_share_counts_the_products_of_the_linear_layers(folder, monkeypatch)
     tokens = embedder.num_tokens(["fox"], task="clustering")[0]
     weights = 64 * 192 + 64 * 64 + 64 * 192 + 96 * 64
     expected = 2 * tokens * weights * 2 / (8 * 0.5) / 1e9 / 1e-6
-    assert bench._linear_share(embedder, ["fox"], place) == pytest.approx(expected, abs=1e-3)
+    assert bench._linear_share("float32", ["fox"], place) == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_unknown_model_is_refused(quickly, tmp_path):

@@ -32,16 +32,20 @@ from longspan.demo.python_docs import is_bare, read_module
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.machine import installed_versions, read_machine
+from longspan.model.compiled import load_fused
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model
+from longspan.model.fused import FusedEncoder
 from longspan.model.inference import Precision
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
 from longspan.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 2048
-NUM_LAYERS = 6
-"""Of the stand-in model; otherwise it is nomic-bert-2048 with random weights. All its twelve layers cost the same."""
+NUM_LAYERS = 12
+"""Of the stand-in model, which is nomic-bert-2048 with random weights."""
+KINDS = ("documents", "queries")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 LONG_CHARACTERS = 2_200
 """Docstrings shorter than this are not documents here."""
 PACKAGES = ("longspan", "torch", "transformers", "sentence-transformers", "onnxruntime", "numpy")
@@ -74,11 +78,14 @@ class _Place:
     limit: int
 
 
-def bench_encoder(model: str | None = None, *, quick: bool = False, say: Say = lambda _: None) -> dict[str, Any]:
+def bench_encoder(
+    model: str | None = None, *, kinds: Sequence[str] = KINDS, quick: bool = False, say: Say = lambda _: None
+) -> dict[str, Any]:
     """Measure embedding of documents and of short queries.
 
     Args:
         model: folder, finished run or hub id; None: a stand-in of nomic-bert's size with random weights.
+        kinds: of text, some of `KINDS`; memory is measured on documents.
         quick: fewer texts, settings and rounds.
         say: told what is measured next.
 
@@ -89,7 +96,7 @@ def bench_encoder(model: str | None = None, *, quick: bool = False, say: Say = l
     Raises:
         LongspanError: the model cannot be read, or there is too little text on this machine.
     """
-    documents, queries = texts_of_this_machine(8 if quick else 16, 64 if quick else 256)
+    documents, queries = texts_of_this_machine(8 if quick else 32, 64 if quick else 256)
     with tempfile.TemporaryDirectory() as scratch:
         place = _place(model, documents + queries, Path(scratch) / "model", num_layers=2 if quick else NUM_LAYERS)
         say("the limit: matrix products alone")
@@ -98,17 +105,19 @@ def bench_encoder(model: str | None = None, *, quick: bool = False, say: Say = l
         candidates, absent = _candidates(place, Path(scratch), quick)
         result = {"limits_gflops": limits, "absent": absent}
         rounds = 2 if quick else 3
-        for name, texts in (("documents", documents), ("queries", queries)):
-            say(name)
-            result[name] = _side_by_side(candidates, texts, place, rounds, say)
+        for kind in kinds:
+            say(kind)
+            result[kind] = _side_by_side(candidates, documents if kind == "documents" else queries, place, rounds, say)
+        families = {candidate.family for candidate in candidates if not candidate.family.startswith("onnxruntime")}
         del candidates
         gc.collect()
         result["memory_mib"] = {}
-        for kind in ("float32", "int8", *([] if "sentence-transformers" in absent else ["sentence-transformers"])):
-            say(f"memory: {kind}")
-            result["memory_mib"][kind] = _peak_memory(kind, place, documents)
+        for family in sorted(families) if "documents" in kinds else ():
+            say(f"memory: {family}")
+            result["memory_mib"][family] = _peak_memory(family, place, documents)
     return {
         "model": model or f"nomic-bert-2048 with {2 if quick else NUM_LAYERS} of its 12 layers, random weights",
+        "compiled_passes": load_fused().reason,
         "machine": read_machine().model_dump(),
         "threads": torch.get_num_threads(),
         "versions": installed_versions(PACKAGES),
@@ -161,7 +170,7 @@ def _place(model: str | None, texts: Sequence[str], folder: Path, num_layers: in
 
 
 def _candidates(place: _Place, scratch: Path, quick: bool) -> tuple[list[Candidate], list[str]]:
-    found, absent = [_ours(place, "float32"), *([_ours(place, "int8")] if has_int8_kernels() else [])], []
+    found, absent = [_ours(place, precision) for precision in _our_precisions()], []
     for name, make in (("sentence-transformers", _sentence_transformers), ("onnxruntime", _onnxruntime)):
         needed = (name.replace("-", "_"), *(("onnx", "sentence_transformers") if name == "onnxruntime" else ()))
         if all(importlib.util.find_spec(module) is not None for module in needed):
@@ -171,29 +180,44 @@ def _candidates(place: _Place, scratch: Path, quick: bool) -> tuple[list[Candida
     return found, absent
 
 
+def _our_precisions() -> list[Precision]:
+    """Those that this processor computes in their own arithmetic."""
+    able = {"float32": True, "bfloat16": has_float_kernels(torch.bfloat16), "int8": has_int8_kernels()}
+    return [precision for precision in PRECISIONS if able[precision]]
+
+
+def _share(precision: str) -> int:
+    """Every how many texts a candidate reads: so few that no precision takes much longer than another."""
+    if has_float_kernels(torch.bfloat16):
+        return {"float32": 4, "bfloat16": 1, "int8": 1}[precision]
+    return {"float32": 1, "bfloat16": 8, "int8": 1}[precision]
+
+
 def _ours(place: _Place, precision: Precision) -> Candidate:
     embedder = Embedder.load(place.folder, device="cpu", precision=precision)
     return Candidate(
         f"longspan {precision}",
         "",
         lambda texts: embedder.embed(texts, task=place.task, max_length=place.limit, truncate=True),
+        _share(precision),
     )
 
 
 def _load_theirs(place: _Place, dtype: torch.dtype = torch.float32) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(place.folder), device="cpu", model_kwargs={"dtype": dtype})
+    settings = {"dtype": dtype, "attn_implementation": "sdpa"}
+    theirs = SentenceTransformer(str(place.folder), device="cpu", model_kwargs=settings)
     theirs.max_seq_length = place.limit
     return theirs
 
 
 def _sentence_transformers(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
-    """At several batch sizes; it sorts texts by length itself. bfloat16 reads few texts where it is emulated."""
+    """At several batch sizes, with torch's fused attention; it sorts texts by length itself."""
     found = []
-    native = has_float_kernels(torch.bfloat16)
-    for dtype, share in ((torch.float32, 1), (torch.bfloat16, 1 if native else 8)):
-        theirs = _load_theirs(place, dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs, precision = _load_theirs(place, dtype), str(dtype).removeprefix("torch.")
+        share = _share(precision)
 
         def embed(texts: list[str], size: int, theirs: Any = theirs) -> np.ndarray:
             vectors = theirs.encode(
@@ -201,8 +225,8 @@ def _sentence_transformers(place: _Place, scratch: Path, quick: bool) -> list[Ca
             )
             return vectors.float().numpy()
 
-        sizes = (8,) if quick else (1, 4, 8, 32) if share == 1 else (1,)
-        family = f"sentence-transformers {str(dtype).removeprefix('torch.')}"
+        sizes = (8,) if quick else (1, 4, 8, 32) if share == 1 else (1, 8) if dtype == torch.float32 else (1,)
+        family = f"sentence-transformers {precision}"
         found += [
             Candidate(family, f"batch {size}", lambda texts, size=size, embed=embed: embed(texts, size), share)
             for size in sizes
@@ -268,6 +292,7 @@ def _onnxruntime(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
                     f"onnxruntime {precision}",
                     f"batch {size}",
                     lambda texts, size=size, embed=embed: embed(texts, size),
+                    _share(precision),
                 )
             )
     return found
@@ -279,8 +304,8 @@ def _onnxruntime(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
 def _side_by_side(
     candidates: Sequence[Candidate], texts: list[str], place: _Place, rounds: int, say: Say
 ) -> dict[str, Any]:
-    ours = Embedder.load(place.folder, device="cpu")
-    lengths = [min(length, place.limit) for length in ours.num_tokens(texts, task=place.task)]
+    exact = next(c for c in candidates if c.name == "longspan float32")
+    lengths = [min(length, place.limit) for length in _num_tokens(place, texts)]
     seconds_per_token: dict[str, list[float]] = {}
     vectors: dict[str, np.ndarray] = {}
 
@@ -301,10 +326,9 @@ def _side_by_side(
     for _ in range(rounds - 1):
         for candidate in best.values():
             turn(candidate)
-    exact_ND = vectors["longspan float32"]
     medians = {name: statistics.median(times) for name, times in seconds_per_token.items()}
     peers = [c.name for c in best.values() if not c.family.startswith("longspan")]
-    exact_peers = [name for name in peers if "int8" not in name]
+    kinds = [[name for name in peers if precision in name] for precision in PRECISIONS]
     return {
         "texts": len(texts),
         "tokens": sum(lengths),
@@ -312,21 +336,28 @@ def _side_by_side(
         "tokens_per_second": {name: round(1 / median, 1) for name, median in medians.items()},
         "every_nth_text": {c.name: c.share for c in candidates if c.share > 1},
         "ratios": {
-            name: [
-                _ratio(seconds_per_token, name, min(group, key=medians.__getitem__))
-                for group in (exact_peers, peers)
-                if group
-            ]
+            name: [_ratio(seconds_per_token, name, min(group, key=medians.__getitem__)) for group in kinds if group]
             for name in vectors
             if name.startswith("longspan")
         },
         "smallest_cosine_to_float32": {
-            c.name: round(float((vectors[c.name] * exact_ND[:: c.share]).sum(axis=1).min()), 6)
-            for c in best.values()
-            if c.name != "longspan float32"
+            c.name: _smallest_cosine(vectors, c, exact) for c in best.values() if c.name != exact.name
         },
-        "linear_layers_share_of_limit": _linear_share(ours, texts, place),
+        "linear_layers_share_of_limit": {
+            precision: _linear_share(precision, texts, place) for precision in _our_precisions()
+        },
     }
+
+
+def _num_tokens(place: _Place, texts: list[str]) -> list[int]:
+    return Embedder.load(place.folder, device="cpu").num_tokens(texts, task=place.task)
+
+
+def _smallest_cosine(vectors: dict[str, np.ndarray], one: Candidate, other: Candidate) -> float:
+    """Over the texts that both read; one's share divides the other's."""
+    share = max(one.share, other.share)
+    pair = (vectors[candidate.name][:: share // candidate.share] for candidate in (one, other))
+    return round(float(np.prod(list(pair), axis=0).sum(axis=1).min()), 6)
 
 
 def _ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> dict[str, Any]:
@@ -334,16 +365,19 @@ def _ratio(seconds: dict[str, list[float]], ours: str, peer: str) -> dict[str, A
     return {"to": peer, "median": round(statistics.median(by_round), 2), "by_round": [round(r, 2) for r in by_round]}
 
 
-def _linear_share(ours: Embedder, texts: list[str], place: _Place) -> float | None:
-    """What the linear layers sustain while texts are embedded in float32, as a share of the rate of products alone."""
-    if not has_float_kernels(torch.float32):
+def _linear_share(precision: Precision, texts: list[str], place: _Place) -> float | None:
+    """What the linear layers sustain while texts are embedded, as a share of the rate of such products alone."""
+    limits = _limits()
+    if precision not in limits:
         return None
+    ours = Embedder.load(place.folder, device="cpu", precision=precision)
     few = texts[:: max(1, len(texts) // 8)]
     spent, operations = 0.0, 0
+    kind = Int8Linear if precision == "int8" else FloatLinear
+    multiply = "of_integers" if isinstance(ours.model.encoder, FusedEncoder) and precision == "int8" else "forward"
+    forward = getattr(kind, multiply)
 
-    forward = FloatLinear.forward
-
-    def timed(self: FloatLinear, x_TI: torch.Tensor) -> torch.Tensor:
+    def timed(self: FloatLinear | Int8Linear, x_TI: torch.Tensor) -> torch.Tensor:
         nonlocal spent, operations
         began = time.perf_counter()
         y_TO = forward(self, x_TI)
@@ -353,28 +387,30 @@ def _linear_share(ours: Embedder, texts: list[str], place: _Place) -> float | No
 
     rates = []
     for _ in range(3):
-        alone = _limits()["float32"]
-        FloatLinear.forward = timed
+        alone = _limits()[precision]
+        setattr(kind, multiply, timed)
         try:
             spent, operations = 0.0, 0
             ours.embed(few, task=place.task, max_length=place.limit, truncate=True)
         finally:
-            FloatLinear.forward = forward
+            setattr(kind, multiply, forward)
         rates.append(operations / spent / 1e9 / alone)
     return round(statistics.median(rates), 3)
 
 
-def _limits(seconds: float = 0.5) -> dict[str, float]:
-    """GFLOP/s of matrix products alone, at the shape of nomic-bert's feed-forward block; `float32`: the best."""
+def _limits(seconds: float = 0.25) -> dict[str, float]:
+    """GFLOP/s of matrix products alone, at the shape of nomic-bert's feed-forward block; of each precision the best."""
     x_TI, weight_OI = torch.randn(1024, 768), torch.randn(3072, 768)
-    runs: dict[str, Callable[[], object]] = {"float32 (torch)": lambda: nn.functional.linear(x_TI, weight_OI)}
-    x_bf16, weight_bf16 = x_TI.bfloat16(), weight_OI.bfloat16()
-    runs["bfloat16 (torch)"] = lambda: nn.functional.linear(x_bf16, weight_bf16)
-    if has_float_kernels(torch.float32):
-        prepacked = FloatLinear(weight_OI, None)
-        runs["float32 (prepacked)"] = lambda: prepacked(x_TI)
+    runs: dict[str, Callable[[], object]] = {}
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        x, weight = x_TI.to(dtype), weight_OI.to(dtype)
+        runs[f"{precision} (torch)"] = lambda x=x, weight=weight: nn.functional.linear(x, weight)
+        if has_float_kernels(dtype):
+            prepacked = FloatLinear(weight, None)
+            runs[f"{precision} (prepacked)"] = lambda x=x, prepacked=prepacked: prepacked(x)
     if has_int8_kernels():
-        int8 = Int8Linear(weight_OI, None)
+        int8, integers_TI = Int8Linear(weight_OI, None), torch.randint(-127, 128, x_TI.shape, dtype=torch.int8)
+        runs["int8 (product)"] = lambda: int8.of_integers(integers_TI)
         runs["int8 (rounding included)"] = lambda: int8(x_TI)
     rates = {}
     with torch.inference_mode():
@@ -385,24 +421,27 @@ def _limits(seconds: float = 0.5) -> dict[str, float]:
                 run()
                 count += 1
             rates[name] = round(2 * 1024 * 768 * 3072 * count / (time.perf_counter() - began) / 1e9, 1)
-    return rates | {"float32": max(rate for name, rate in rates.items() if name.startswith("float32"))}
+    of_each = {p: [rate for name, rate in rates.items() if name.startswith(p)] for p in PRECISIONS}
+    return rates | {precision: max(found) for precision, found in of_each.items() if found}
 
 
-def _peak_memory(kind: str, place: _Place, texts: list[str]) -> float | None:
+def _peak_memory(family: str, place: _Place, texts: list[str]) -> float | None:
     """Of a process that loads the model and embeds; None where the system does not tell."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    process = context.Process(target=_embed_and_tell, args=(kind, place, texts, results))
+    process = context.Process(target=_embed_and_tell, args=(family, place, texts, results))
     process.start()
     process.join()
     return None if process.exitcode or results.empty() else results.get()
 
 
-def _embed_and_tell(kind: str, place: _Place, texts: list[str], results: SimpleQueue[float | None]) -> None:
-    if kind == "sentence-transformers":
-        _load_theirs(place).encode(texts, prompt_name=place.task, batch_size=8, show_progress_bar=False)
+def _embed_and_tell(family: str, place: _Place, texts: list[str], results: SimpleQueue[float | None]) -> None:
+    library, _, precision = family.rpartition(" ")
+    if library == "sentence-transformers":
+        theirs = _load_theirs(place, getattr(torch, precision))
+        theirs.encode(texts, prompt_name=place.task, batch_size=1, show_progress_bar=False)
     else:
-        embedder = Embedder.load(place.folder, device="cpu", precision="int8" if kind == "int8" else "float32")
+        embedder = Embedder.load(place.folder, device="cpu", precision=precision)  # pyright: ignore[reportArgumentType]
         embedder.embed(texts, task=place.task, max_length=place.limit, truncate=True)
     # Not ru_maxrss: a child inherits its parent's peak.
     status = Path(f"/proc/{os.getpid()}/status")

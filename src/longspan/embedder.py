@@ -25,6 +25,7 @@ from longspan.files import atomic_path, sha256_json
 from longspan.model.config import EmbeddingConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import check_replaceable, read_model, write_model
+from longspan.model.fused import FusedEncoder
 from longspan.model.inference import Precision, prepare_for_inference
 from longspan.model.pooling import PooledEncoder, finish
 from longspan.model.prepacked import largest_input
@@ -143,6 +144,8 @@ class Embedder:
         settings = [arithmetic, self.config.model_dump(), self.tokenizer.fingerprint, self.precision]
         if self.precision == "int8":
             settings.append(largest_input())  # processors differ in how finely they round
+        if isinstance(encoder, FusedEncoder):
+            settings.append("fused")
         digest = hashlib.sha256(sha256_json(settings).encode())
         for name, tensor in encoder.state_dict().items():
             digest.update(name.encode() + str(tensor.dtype).encode())

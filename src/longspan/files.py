@@ -23,6 +23,12 @@ UNFINISHED = ".unfinished-"
 """Prefix of names that are still being written. Readers ignore them, writers may delete them."""
 
 
+def cache_folder() -> Path:
+    """The folder of what can be made or fetched again: LONGSPAN_CACHE, or longspan's in the user's cache."""
+    named = os.environ.get("LONGSPAN_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longspan"
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file atomically; its folder is made if needed.
 

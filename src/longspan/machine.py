@@ -97,7 +97,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
     """
     return Machine(
         system=platform.platform(),
-        processor=_processor(root),
+        processor=read_processor(root),
         memory=_memory(root),
         disk=_disk(Path.cwd()),
         gpus=_gpus(),
@@ -114,7 +114,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _processor(root: Path) -> Processor:
+def read_processor(root: Path = Path("/")) -> Processor:
+    """Look at the processor; `root` as in `read_machine`."""
     described = [_fields(block) for block in _text(root / "proc/cpuinfo").split("\n\n") if block.strip()]
     described = [fields for fields in described if "processor" in fields] or [{}]
     cores = {(fields.get("physical id"), fields.get("core id")) for fields in described if "core id" in fields}

@@ -6,9 +6,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longspan.errors import LongspanError
-from longspan.model import inference
+from longspan.model import inference, inplace
 from longspan.model.encoder import Encoder
-from longspan.model.inference import InferenceEncoder, prepare_for_inference
+from longspan.model.inference import prepare_for_inference
+from longspan.model.inplace import InferenceEncoder
 from longspan.model.pooling import pool
 from longspan.model.prepacked import has_float_kernels, has_int8_kernels
 from longspan.text.packed import Packed, join
@@ -103,7 +104,7 @@ def test_the_cut_of_the_feed_forward_block_changes_no_bit(pack, encoders, precis
     packed = pack((40, 7, 100))
     expected_TD = ours(packed)
     for rows in (1, 16, 147):
-        monkeypatch.setattr(inference, "_ROWS", rows)
+        monkeypatch.setattr(inplace, "_ROWS", rows)
         assert torch.equal(ours(packed), expected_TD)
 
 

@@ -42,6 +42,7 @@ def _print(measured: dict[str, Any]) -> None:
     out.print(f"{measured['model']}, {measured['threads']} threads", highlight=False)
     limits = ", ".join(f"{name} {rate:,.0f}" for name, rate in result["limits_gflops"].items())
     out.print(f"matrix products alone, GFLOP/s: {limits}", highlight=False)
+    out.print(f"passes between the products, bfloat16 and int8: {measured['compiled_passes']}", highlight=False)
     for kind in ("documents", "queries"):
         of_kind = result[kind]
         table = Table(title=f"{of_kind['texts']} {kind}, {of_kind['mean_tokens']} tokens each on average")
@@ -56,7 +57,8 @@ def _print(measured: dict[str, Any]) -> None:
             for ratio in {ratio["to"]: ratio for ratio in ratios}.values():
                 line = f"{name}: {ratio['median']} times {ratio['to']} (by round: {ratio['by_round']})"
                 out.print(line, highlight=False)
-        out.print(f"the float32 linear layers run at {of_kind['linear_layers_share_of_limit']} of the limit")
+        shares = ", ".join(f"{name} {share}" for name, share in of_kind["linear_layers_share_of_limit"].items())
+        out.print(f"linear layers to products alone: {shares}", highlight=False)
     memory = ", ".join(f"{name} {peak:,.0f}" for name, peak in result["memory_mib"].items() if peak is not None)
     out.print(f"peak memory of a process of its own, MiB: {memory}", highlight=False)
     if result["absent"]:

@@ -20,7 +20,7 @@ from typing import Any
 from longspan.data.places import filesystem_of, is_local
 from longspan.data.retry import with_retries
 from longspan.errors import LongspanError
-from longspan.files import UNFINISHED, atomic_path, sha256_file, sha256_json
+from longspan.files import UNFINISHED, atomic_path, cache_folder, sha256_file, sha256_json
 
 DEFAULT_GIGABYTES = 100.0
 _BLOCK = 2**20
@@ -112,12 +112,6 @@ def file_fingerprint(file: str, sha256: str | None = None) -> str:
     if sha256 not in (None, found):
         raise _wrong_digest(file, "sha256", found, str(sha256), "correct the source's sha256, or get the file again")
     return found
-
-
-def cache_folder() -> Path:
-    """The folder of the cache."""
-    named = os.environ.get("LONGSPAN_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longspan"
 
 
 def cache_limit() -> int:

@@ -1,43 +1,28 @@
-"""The encoder for use without gradients on a CPU: the same mathematics in fewer passes over memory.
-
-Weights are laid out in advance (`model/prepacked.py`), and what lies between the matrix products is done in place, in
-pieces that fit the cache. Every step treats each token or each sequence by itself, and gives the same bits whatever
-lies beside it: a text's vector does not depend on its batch, to the last bit. (Where 16 does not divide the head size,
-attention's last bits depend on where in memory a sequence begins.)
-
-Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
-"""
+"""The form of the encoder for use without gradients: which one is the fastest for a device and a precision."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from longspan.errors import LongspanError
-from longspan.model.attention import attention
-from longspan.model.config import EncoderConfig
-from longspan.model.encoder import MLP, Attention, Encoder, GatedMLP, Layer
-from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
-from longspan.text.packed import Packed
+from longspan.model.encoder import Encoder
+from longspan.model.fused import FusedEncoder, can_fuse
+from longspan.model.inplace import InferenceEncoder
+from longspan.model.prepacked import has_float_kernels, has_int8_kernels
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 """How exactly vectors are computed: a floor. bfloat16 on a processor without its arithmetic is computed in float32,
 which is nearer to the truth there, and faster."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8")
 
-_ROWS = 512
-"""Rows of the feed-forward block computed together: its inner activations then stay in the processor's cache."""
-
 
 def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.device) -> Encoder:
     """The fastest form of `encoder` for `device`; the one place that decides which.
 
-    On a CPU an `InferenceEncoder`, elsewhere (and where torch was built without oneDNN) the encoder itself, moved and
-    cast.
+    On a CPU an `InferenceEncoder`, in bfloat16 and int8 a `FusedEncoder` where the processor has a matrix unit and a C
+    compiler is there; elsewhere (and where torch was built without oneDNN) the encoder itself, moved and cast.
 
     Raises:
         LongspanError: the device cannot compute at this precision.
@@ -63,140 +48,11 @@ def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.
                 where=str(device),
                 remedy="use precision float32",
             )
-        return InferenceEncoder(encoder.float(), int8=True)
+        fused = can_fuse(encoder.config)
+        return (FusedEncoder if fused else InferenceEncoder)(encoder.float(), int8=True)
     dtype = torch.bfloat16 if precision == "bfloat16" and has_float_kernels(torch.bfloat16) else torch.float32
     encoder = encoder.to(device, dtype).eval()
-    return InferenceEncoder(encoder) if has_float_kernels(dtype) else encoder
-
-
-class InferenceEncoder(Encoder):
-    """`InferenceEncoder(encoder)(packed) -> h_TD`, as `encoder(packed)` up to rounding, without gradients.
-
-    It shares the encoder's embeddings and norms, and holds the matrices in a layout of its own. `state_dict()` is the
-    encoder's; under int8 it has rounded weights, and their scales beside them.
-    """
-
-    def __init__(self, encoder: Encoder, *, int8: bool = False) -> None:
-        nn.Module.__init__(self)  # the encoder's own would make weights that nobody needs
-        linear = Int8Linear if int8 else FloatLinear
-        self.config = encoder.config
-        self.embeddings = encoder.embeddings
-        self.layers = nn.ModuleList()
-        for layer in encoder.layers:
-            assert isinstance(layer, Layer)
-            self.layers.append(_Layer(layer, encoder.config, linear))
-        self.norm = encoder.norm
-        self.eval()
-
-    def forward(self, packed: Packed) -> Tensor:
-        """Vectors of all tokens, (T, D)."""
-        with torch.inference_mode():
-            return super().forward(packed)
-
-
-class _Layer(nn.Module):
-    """What `encoder.Layer` computes. `attention` and `mlp` add to their last argument what they find."""
-
-    def __init__(self, layer: Layer, config: EncoderConfig, linear: type[FloatLinear] | type[Int8Linear]) -> None:
-        super().__init__()
-        self.prenorm = config.prenorm
-        self.attention = _Attention(layer.attention, linear)
-        self.norm1 = layer.norm1
-        if isinstance(layer.mlp, GatedMLP):
-            self.mlp = _GatedMLP(layer.mlp, config.activation, linear)
-        else:
-            self.mlp = _MLP(layer.mlp, config.activation, linear)
-        self.norm2 = layer.norm2
-
-    def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
-        if self.prenorm:
-            h_TD = self.attention(self.norm1(h_TD), rotation, packed, h_TD)
-            return self._mlp(self.norm2(h_TD), h_TD)
-        h_TD = self.norm1(self.attention(h_TD, rotation, packed, h_TD))
-        return self.norm2(self._mlp(h_TD, h_TD))
-
-    def _mlp(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        blocks = [self.mlp(x, h) for x, h in zip(x_TD.split(_ROWS), h_TD.split(_ROWS), strict=True)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-class _Attention(nn.Module):
-    """`h + attention(x)`."""
-
-    def __init__(self, attention: Attention, linear: type[FloatLinear] | type[Int8Linear]) -> None:
-        super().__init__()
-        self.num_heads = attention.num_heads
-        self.qkv, self.out = linear(*_parameters(attention.qkv)), linear(*_parameters(attention.out))
-
-    def forward(self, x_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed, h_TD: Tensor) -> Tensor:
-        qkv_T3HK = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))
-        if rotation is not None:
-            _rotate_in_place(qkv_T3HK[:, :2], *rotation)
-        q_THK, k_THK, v_THK = qkv_T3HK.unbind(dim=1)
-        return self.out.plus(attention(q_THK, k_THK, v_THK, packed).flatten(-2), h_TD)
-
-
-class _GatedMLP(nn.Module):
-    """`h + down(up(x) * act(gate(x)))`."""
-
-    def __init__(self, mlp: GatedMLP, activation: str, linear: type[FloatLinear] | type[Int8Linear]) -> None:
-        super().__init__()
-        self.act = _ACTIVATIONS[activation]
-        self.up_gate, self.down = linear(*_parameters(mlp.up_gate)), linear(*_parameters(mlp.down))
-
-    def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        up_TF, gate_TF = self.up_gate(x_TD).chunk(2, dim=-1)
-        return self.down.plus(self.act(gate_TF).mul_(up_TF), h_TD)
-
-
-class _MLP(nn.Module):
-    """`h + down(act(up(x)))`."""
-
-    def __init__(self, mlp: MLP, activation: str, linear: type[FloatLinear] | type[Int8Linear]) -> None:
-        super().__init__()
-        self.act = _ACTIVATIONS[activation]
-        self.up, self.down = linear(*_parameters(mlp.up)), linear(*_parameters(mlp.down))
-
-    def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        return self.down.plus(self.act(self.up(x_TD)), h_TD)
-
-
-# torch's own SiLU and GELU round the last few numbers of a tensor otherwise than the rest, so a token's place would
-# matter. Its exp, erf and tanh do not.
-
-
-def _silu(x_TF: Tensor) -> Tensor:
-    out_TF = x_TF.neg().exp_().add_(1)
-    return torch.div(x_TF, out_TF, out=out_TF)
-
-
-def _gelu(x_TF: Tensor) -> Tensor:
-    return (x_TF * math.sqrt(0.5)).erf_().add_(1).mul_(x_TF).mul_(0.5)
-
-
-def _gelu_tanh(x_TF: Tensor) -> Tensor:
-    inner_TF = (x_TF * x_TF).mul_(0.044715).add_(1).mul_(x_TF).mul_(math.sqrt(2 / math.pi))
-    return inner_TF.tanh_().add_(1).mul_(x_TF).mul_(0.5)
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": _silu,
-    "geglu": _gelu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu": torch.relu,
-}
-
-
-def _rotate_in_place(x_TPHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
-    """`rope.rotate` of P = 2 tensors, queries and keys, where they lie."""
-    half = x_TPHK.shape[-1] // 2
-    first, second = x_TPHK[..., :half], x_TPHK[..., half:]
-    cos, sin = cos_TK[:, None, None, :half], sin_TK[:, None, None, :half]
-    first_sin, second_sin = first * sin, second * sin
-    first.mul_(cos).sub_(second_sin)
-    second.mul_(cos).add_(first_sin)
-
-
-def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+    if not has_float_kernels(dtype):
+        return encoder
+    fused = dtype == torch.bfloat16 and can_fuse(encoder.config)
+    return FusedEncoder(encoder, int8=False) if fused else InferenceEncoder(encoder)

@@ -51,6 +51,10 @@ class Int8Linear(nn.Module):
     A weight has one scale per output and is symmetric around 0. An input has one scale per row, which reaches from the
     row's smallest value to its largest (activations are lopsided), so that a row's result depends on that row alone.
     The products are summed in 32-bit integers, exactly.
+
+    Attributes:
+        sums_O: the sum of every output's rounded weights: what a lowest value of 1 adds.
+        bias_O: added at the end, or None.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
@@ -58,8 +62,8 @@ class Int8Linear(nn.Module):
         self._scale_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
         integers_OI = (weight_OI / self._scale_O[:, None]).round().to(torch.int8)
         self._packed = _pack_int8(integers_OI)
-        self._sum_O = integers_OI.sum(dim=1) * self._scale_O
-        self._bias_O = bias_O
+        self.sums_O = integers_OI.sum(dim=1) * self._scale_O
+        self.bias_O = bias_O
         self._steps = largest_input()
 
     def forward(self, x_TI: Tensor) -> Tensor:
@@ -68,8 +72,12 @@ class Int8Linear(nn.Module):
         lowest_T1 = x_TI.amin(dim=1, keepdim=True)
         step_T1 = (x_TI.amax(dim=1, keepdim=True) - lowest_T1).clamp_min_(_TINY) / self._steps
         integers_TI = (x_TI - lowest_T1).div_(step_T1).add_(0.5).to(torch.uint8)  # the cast rounds down
-        y_TO = _multiply_int8(integers_TI, self._packed, self._scale_O).mul_(step_T1).add_(lowest_T1 * self._sum_O)
-        return y_TO if self._bias_O is None else y_TO.add_(self._bias_O)
+        y_TO = _multiply_int8(integers_TI, self._packed, self._scale_O).mul_(step_T1).add_(lowest_T1 * self.sums_O)
+        return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
+
+    def of_integers(self, integers_TI: Tensor) -> Tensor:
+        """`integers @ weight.T`, (T, O), bfloat16, of rows that are rounded already; without their steps and bias."""
+        return _multiply_int8(integers_TI, self._packed, self._scale_O, torch.bfloat16)
 
     def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
         """`linear(x) + term`, (T, O)."""
@@ -78,8 +86,8 @@ class Int8Linear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self._packed.to_dense().T
         destination[f"{prefix}scale"] = self._scale_O
-        if self._bias_O is not None:
-            destination[f"{prefix}bias"] = self._bias_O
+        if self.bias_O is not None:
+            destination[f"{prefix}bias"] = self.bias_O
 
 
 @functools.cache
@@ -131,10 +139,10 @@ def _pack_int8(integers_OI: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(integers_OI.contiguous(), [_ROWS, integers_OI.shape[1]])
 
 
-def _multiply_int8(x_TI: Tensor, packed: Tensor, scale_O: Tensor) -> Tensor:
+def _multiply_int8(x_TI: Tensor, packed: Tensor, scale_O: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     no_zeros_O, no_bias = torch.zeros(len(scale_O), dtype=torch.int32), None
     return torch.ops.onednn.qlinear_pointwise(
-        x_TI, 1.0, 0, packed, scale_O, no_zeros_O, no_bias, 1.0, 0, torch.float32, "none", [], ""
+        x_TI, 1.0, 0, packed, scale_O, no_zeros_O, no_bias, 1.0, 0, dtype, "none", [], ""
     )
 
 
