@@ -1,4 +1,4 @@
-"""Embedding on a CPU at the published width: `longspan bench encoder`, kept as a record for each kind of text.
+"""Embedding on a CPU at the published width: `longspan bench encoder`, kept as a record of each thing it measures.
 
 Peers that are not installed are said to be absent; for all of them: `pip install 'longspan[st]' onnx onnxruntime`.
 """
@@ -12,7 +12,7 @@ from longspan.bench import KINDS, bench_encoder
 
 
 def main() -> None:
-    """Measure and write a record: of the kinds of text that are named, or of each."""
+    """Measure and write a record: of the things of `KINDS` that are named, or of each."""
     for kind in sys.argv[1:] or KINDS:
         measured = bench_encoder(kinds=[kind], say=lambda what: print(what, flush=True))
         about = {name: measured[name] for name in ("model", "compiled_passes")}

@@ -80,7 +80,7 @@ def test_peers_run_at_every_setting_once_and_the_best_of_each_go_on(small_embedd
             clock[0] += seconds * len(texts)
             return small_embedder.embed(texts, task="clustering")
 
-        return Candidate(family, setting, embed, share)
+        return Candidate(family, setting, embed, share=share)
 
     clock = [0.0]
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])

@@ -44,7 +44,10 @@ from longspan.text.tokenizer import Tokenizer
 MAX_TOKENS = 2048
 NUM_LAYERS = 12
 """Of the stand-in model, which is nomic-bert-2048 with random weights."""
-KINDS = ("documents", "queries")
+KINDS = ("documents", "queries", "memory")
+"""What is measured: speed on two kinds of text, and the peak memory of processes that read some of the documents."""
+BATCHES = {"documents": (1, 4), "queries": (8, 32, 128)}
+"""Texts in a batch of a peer, by kind: a few long ones, where padding costs least, or enough short ones to fill it."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 LONG_CHARACTERS = 2_200
 """Docstrings shorter than this are not documents here."""
@@ -61,6 +64,8 @@ class Candidate:
     family: str
     setting: str
     embed: Embed
+    batch: int | None = None
+    """Texts in a batch, where that is its setting."""
     share: int = 1
     """Every how many texts it is given: hopelessly slow ones read fewer."""
 
@@ -85,7 +90,7 @@ def bench_encoder(
 
     Args:
         model: folder, finished run or hub id; None: a stand-in of nomic-bert's size with random weights.
-        kinds: of text, some of `KINDS`; memory is measured on documents.
+        kinds: some of `KINDS`.
         quick: fewer texts, settings and rounds.
         say: told what is measured next.
 
@@ -96,7 +101,7 @@ def bench_encoder(
     Raises:
         LongspanError: the model cannot be read, or there is too little text on this machine.
     """
-    documents, queries = texts_of_this_machine(8 if quick else 32, 64 if quick else 256)
+    documents, queries = texts_of_this_machine(8 if quick else 16, 64 if quick else 256)
     with tempfile.TemporaryDirectory() as scratch:
         place = _place(model, documents + queries, Path(scratch) / "model", num_layers=2 if quick else NUM_LAYERS)
         say("the limit: matrix products alone")
@@ -105,16 +110,17 @@ def bench_encoder(
         candidates, absent = _candidates(place, Path(scratch), quick)
         result = {"limits_gflops": limits, "absent": absent}
         rounds = 2 if quick else 3
-        for kind in kinds:
-            say(kind)
-            result[kind] = _side_by_side(candidates, documents if kind == "documents" else queries, place, rounds, say)
+        for kind, texts in (("documents", documents), ("queries", queries)):
+            if kind in kinds:
+                say(kind)
+                able = [c for c in candidates if c.batch is None or c.batch in BATCHES[kind]]
+                result[kind] = _side_by_side(able, texts, place, rounds, say)
         families = {candidate.family for candidate in candidates if not candidate.family.startswith("onnxruntime")}
         del candidates
         gc.collect()
-        result["memory_mib"] = {}
-        for family in sorted(families) if "documents" in kinds else ():
+        for family in sorted(families) if "memory" in kinds else ():
             say(f"memory: {family}")
-            result["memory_mib"][family] = _peak_memory(family, place, documents)
+            result.setdefault("memory_mib", {})[family] = _peak_memory(family, place, documents[:8])
     return {
         "model": model or f"nomic-bert-2048 with {2 if quick else NUM_LAYERS} of its 12 layers, random weights",
         "compiled_passes": load_fused().reason,
@@ -193,13 +199,17 @@ def _share(precision: str) -> int:
     return {"float32": 1, "bfloat16": 8, "int8": 1}[precision]
 
 
+def _batches(quick: bool) -> list[int]:
+    return [size for sizes in BATCHES.values() for size in (sizes[:1] if quick else sizes)]
+
+
 def _ours(place: _Place, precision: Precision) -> Candidate:
     embedder = Embedder.load(place.folder, device="cpu", precision=precision)
     return Candidate(
         f"longspan {precision}",
         "",
         lambda texts: embedder.embed(texts, task=place.task, max_length=place.limit, truncate=True),
-        _share(precision),
+        share=_share(precision),
     )
 
 
@@ -225,11 +235,10 @@ def _sentence_transformers(place: _Place, scratch: Path, quick: bool) -> list[Ca
             )
             return vectors.float().numpy()
 
-        sizes = (8,) if quick else (1, 4, 8, 32) if share == 1 else (1, 8) if dtype == torch.float32 else (1,)
         family = f"sentence-transformers {precision}"
         found += [
-            Candidate(family, f"batch {size}", lambda texts, size=size, embed=embed: embed(texts, size), share)
-            for size in sizes
+            Candidate(family, f"batch {size}", lambda texts, size=size, embed=embed: embed(texts, size), size, share)
+            for size in _batches(quick)
         ]
     return found
 
@@ -286,12 +295,13 @@ def _onnxruntime(place: _Place, scratch: Path, quick: bool) -> list[Candidate]:
                 pieces.append(e_BD / np.linalg.norm(e_BD, axis=1, keepdims=True))
             return np.concatenate(pieces)[np.argsort(order)]
 
-        for size in (8,) if quick else (1, 8):
+        for size in _batches(quick):
             found.append(
                 Candidate(
                     f"onnxruntime {precision}",
                     f"batch {size}",
                     lambda texts, size=size, embed=embed: embed(texts, size),
+                    size,
                     _share(precision),
                 )
             )
@@ -371,7 +381,7 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
     if precision not in limits:
         return None
     ours = Embedder.load(place.folder, device="cpu", precision=precision)
-    few = texts[:: max(1, len(texts) // 8)]
+    few = texts[:: max(1, len(texts) // 4)]
     spent, operations = 0.0, 0
     kind = Int8Linear if precision == "int8" else FloatLinear
     multiply = "of_integers" if isinstance(ours.model.encoder, FusedEncoder) and precision == "int8" else "forward"
