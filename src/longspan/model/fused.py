@@ -11,6 +11,7 @@ Axes: T tokens of all sequences, D width, H heads, K head size, F inner width, I
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ class FusedEncoder(InferenceEncoder):
         super().__init__(encoder, int8=int8)
         self._int8 = int8
         config = encoder.config
-        after = [norm for layer in self.layers for norm in (layer.norm1, layer.norm2)]
+        layers: list[Any] = list(self.layers)
+        after = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
         # The norms in the order of the sums that they follow; the first stands before the first layer.
         self._norms = [_Norm.of(norm) for norm in ([*after, self.norm] if config.prenorm else [nn.Identity(), *after])]
 
@@ -82,8 +84,9 @@ class FusedEncoder(InferenceEncoder):
             rotation = rotary_tables(packed, self.config, torch.float32) if self.config.positions == "rotary" else None
             x = Rows.empty(*h_TD.shape, int8=self._int8)
             _combine(h_TD, None, self._norms[0], self.config.prenorm, x)
-            for number, layer in enumerate(self.layers):
-                last = number == len(self.layers) - 1
+            layers: list[Any] = list(self.layers)
+            for number, layer in enumerate(layers):
+                last = number == len(layers) - 1
                 attended = self._attention(layer.attention, x, rotation, packed)
                 y = _product(layer.attention.out, attended)
                 _combine(h_TD, y, self._norms[2 * number + 1], self.config.prenorm, x)
@@ -94,7 +97,7 @@ class FusedEncoder(InferenceEncoder):
                     _combine(h_TD[start : start + _ROWS], y, self._norms[2 * number + 2], prenorm, part)
             return h_TD
 
-    def _attention(self, attention: nn.Module, x: Rows, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Rows:
+    def _attention(self, attention: Any, x: Rows, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Rows:
         qkv = _product(attention.qkv, x)
         cos_TK, sin_TK = (None, None) if rotation is None else rotation
         out_TD = torch.empty((packed.num_tokens, self.config.width), dtype=torch.bfloat16)
@@ -118,7 +121,7 @@ class FusedEncoder(InferenceEncoder):
         _library().round_rows(_at(out_TD), *out_TD.shape, *rounded.places()[1:], torch.get_num_threads())
         return rounded
 
-    def _mlp(self, mlp: nn.Module, x: Rows) -> _Product:
+    def _mlp(self, mlp: Any, x: Rows) -> _Product:
         kind, gated = _KINDS[self.config.activation]
         y = _product(mlp.up_gate if gated else mlp.up, x)
         inner = Rows.empty(len(y.values_TO), self.config.inner_width, int8=self._int8)
@@ -186,7 +189,8 @@ def _combine(h_TD: Tensor, y: _Product | None, norm: _Norm, prenorm: bool, x: Ro
     )
 
 
-def _library():  # a ctypes library, whose functions no checker knows
+def _library() -> Any:
+    """A ctypes library, whose functions no checker knows."""
     return load_fused().library
 
 
