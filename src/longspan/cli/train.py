@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from longspan.cli.common import EXIT_INTERRUPTED, declare, usage_error
+from longspan.cli.common import EXIT_INTERRUPTED, at_least_1, changed_settings, declare, usage_error
 from longspan.errors import LongspanError
 
 
@@ -27,6 +27,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="run directory")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: optim.lr=1e-4"
+    )
+    parser.add_argument(
+        "--eval-data",
+        metavar="PLACE",
+        help="measure retrieval on this while training: a folder of prepared sources, a set in BEIR's or MTEB's form, "
+        "a file of pairs; the best checkpoint is kept",
+    )
+    parser.add_argument(
+        "--eval-every", type=at_least_1, metavar="STEPS", help="so often (default: only after the last step)"
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run; needs nothing else")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
@@ -48,12 +57,16 @@ def add(commands: Any) -> None:
 def _train(parsed: argparse.Namespace) -> int | None:
     if parsed.resume is None and not (parsed.recipe and parsed.data and parsed.out):
         raise usage_error("name a RECIPE, --data and --out; or --resume RUN", "train")
-    if parsed.resume is not None and (parsed.recipe or parsed.data or parsed.init or parsed.out or parsed.set):
+    given = (parsed.recipe, parsed.data, parsed.init, parsed.out, parsed.set, parsed.eval_data, parsed.eval_every)
+    if parsed.resume is not None and any(given):
         raise usage_error("--resume takes everything from the run directory: leave the other arguments out", "train")
-    changes = _changes(parsed.set)
+    changes = changed_settings(parsed.set, "train")
 
+    from longspan.evaluate.in_loop import BEST, evaluators
     from longspan.recipes.catalog import build_recipe
+    from longspan.train.checkpoint import checkpoints, read_best
     from longspan.train.loop import Interrupted, resume, start
+    from longspan.train.run import Run
 
     _check_device(parsed.device)
     options = {
@@ -65,13 +78,23 @@ def _train(parsed: argparse.Namespace) -> int | None:
     }
     try:
         if parsed.resume is not None:
-            run = resume(parsed.resume, **options)
+            config = Run(parsed.resume).config
+            run = resume(parsed.resume, evaluators=evaluators(config), **options)
         else:
-            run = start(build_recipe(parsed.recipe, parsed.data, parsed.init, changes), parsed.out, **options)
+            if parsed.eval_data is not None:
+                changes = {"held_out.data": parsed.eval_data, "best_metric": BEST} | changes
+            if parsed.eval_every is not None:
+                changes = {"evaluate_every": str(parsed.eval_every)} | changes
+            config = build_recipe(parsed.recipe, parsed.data, parsed.init, changes)
+            run = start(config, parsed.out, evaluators=evaluators(config), **options)
     except Interrupted as stop:
         folder = parsed.resume or parsed.out
         print(f"longspan: {stop}; go on with: longspan train --resume {folder}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    kept = checkpoints(run.checkpoints)
+    best = read_best(kept[-1]) if kept else None
+    if best is not None:
+        print(f"best: {best.metric} {best.value:.4f} after step {best.step}")
     print(f"finished: {run.model}")
     return None
 
@@ -86,13 +109,3 @@ def _check_device(name: str | None) -> None:
     except (RuntimeError, AssertionError) as error:  # an unknown name, no such GPU, a torch without CUDA
         why = str(error).splitlines()[0]
         raise LongspanError(f"there is no device {name!r}: {why}", where="--device", remedy="use cpu or cuda") from None
-
-
-def _changes(settings: list[str]) -> dict[str, str]:
-    changes = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise usage_error(f"--set {setting}: write it as KEY=VALUE", "train")
-        changes[key] = value
-    return changes

@@ -1,15 +1,15 @@
 """A cheap look at retrieval quality in the middle of training: held-out pairs, on all ranks together.
 
-It costs one pass over the pairs. The corpus is only as large as the set, so its figures say whether a run gets better,
+It costs one pass over the texts. The corpus is only as large as the set, so its figures say whether a run gets better,
 not how good the model is.
 
-Axes: N pairs, D width, R rows of one rank.
+Axes: N texts of one side, D width, R queries of one rank, M documents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from longspan.embedder import TOKENS_PER_BATCH
 from longspan.errors import LongspanError
+from longspan.evaluate import metrics
 from longspan.model.config import EmbeddingConfig
 from longspan.model.pooling import finish
 from longspan.objective.world import Alone, World
@@ -27,13 +28,24 @@ from longspan.text.tokenizer import Tokenizer
 CUT = 10
 """nDCG, MRR and recall look at so many documents."""
 
+_SCORES_AT_A_TIME = 2**24
+
 
 @dataclass(frozen=True)
 class HeldOutPairs:
-    """N queries and their documents as token sequences: document n is the one that answers query n."""
+    """Queries and documents as token sequences, and which answers which.
+
+    Attributes:
+        gains: for each query, the documents that answer it, by number, and how well; empty: document n answers query n.
+    """
 
     queries: tuple[np.ndarray, ...]
     documents: tuple[np.ndarray, ...]
+    gains: tuple[Mapping[int, float], ...] = ()
+
+    def answers(self, query: int) -> Mapping[int, float]:
+        """The documents that answer a query, and how well."""
+        return self.gains[query] if self.gains else {query: 1.0}
 
     @classmethod
     def of(
@@ -66,10 +78,14 @@ class HeldOutPairs:
         sides = []
         for side, task in enumerate(("search_query", "search_document")):
             prefix = config.prefixes.get(task, "")
-            ids = tokenizer.encode([prefix + pair[side] for pair in kept])
-            ends = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
-            sides.append(tuple(np.concatenate([ends[0], i[: max_length - 2], ends[1]]) for i in ids))
+            sides.append(as_sequences([prefix + pair[side] for pair in kept], tokenizer, max_length))
         return cls(*sides)
+
+
+def as_sequences(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> tuple[np.ndarray, ...]:
+    """[CLS] text [SEP] of every text, cut at `max_length` tokens."""
+    cls, sep = np.array([tokenizer.cls_id]), np.array([tokenizer.sep_id])
+    return tuple(np.concatenate([cls, ids[: max_length - 2], sep]) for ids in tokenizer.encode(list(texts)))
 
 
 def quick_benchmark(
@@ -80,11 +96,12 @@ def quick_benchmark(
     world: World | None = None,
     device: torch.device | str = "cpu",
     tokens_per_batch: int | None = None,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Rank all held-out documents for each query: "recall@1", "recall@10", "mrr@10" and "ndcg@10", in [0, 1].
 
     Collective: each rank embeds and ranks its part, and every rank gets the same figures. A document that scores as
-    high as the right one counts as before it, so that a model whose vectors are all the same scores nothing. The model
+    high as a right one counts as before it, so that a model whose vectors are all the same scores nothing. The model
     goes back to training mode if it was in it, and no gradient or random number is touched.
 
     Args:
@@ -94,6 +111,7 @@ def quick_benchmark(
         world: the ranks that share the work; None: this process alone.
         device: where the model computes.
         tokens_per_batch: a batch is filled up to this many tokens; None takes what suits the device.
+        autocast: type of mixed precision of the model's passes, or None.
     """
     world = world or Alone()
     device = torch.device(device)
@@ -101,27 +119,46 @@ def quick_benchmark(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            queries_ND, documents_ND = (
+        with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            queries_ND, documents_MD = (
                 _embed(model, side, config, world, device, budget) for side in (pairs.queries, pairs.documents)
             )
     finally:
         model.train(was_training)
-    own_R = torch.arange(len(pairs.queries), device=device)[world.rank :: world.size]
-    scores_RN = queries_ND[own_R] @ documents_ND.T
-    right_R1 = scores_RN.gather(1, own_R[:, None])
-    rank_R = (scores_RN >= right_R1).sum(dim=1).double()  # the right one itself is counted, so ranks begin at 1
-    found_R = (rank_R <= CUT).double()
-    sums = torch.stack(
-        [
-            (rank_R == 1).double().sum(),
-            found_R.sum(),
-            (found_R / rank_R).sum(),
-            (found_R / torch.log2(rank_R + 1)).sum(),
-        ]
-    )
-    names = ("recall@1", f"recall@{CUT}", f"mrr@{CUT}", f"ndcg@{CUT}")
-    return {name: float(total) / len(pairs.queries) for name, total in zip(names, world.sum(sums), strict=True)}
+    own = range(world.rank, len(pairs.queries), world.size)
+    ranked = {
+        str(query): places for query, places in zip(own, _ranked(queries_ND, documents_MD, pairs, own), strict=True)
+    }
+    judged = {str(query): {str(n): gain for n, gain in pairs.answers(query).items()} for query in own}
+    values = {
+        "recall@1": metrics.recall_at_k(ranked, judged, 1),
+        f"recall@{CUT}": metrics.recall_at_k(ranked, judged, CUT),
+        f"mrr@{CUT}": metrics.mrr_at_k(ranked, judged, CUT),
+        f"ndcg@{CUT}": metrics.ndcg_at_k(ranked, judged, CUT),
+    }
+    sums = torch.tensor([math.fsum(of.values()) for of in values.values()], dtype=torch.float64, device=device)
+    return {name: float(total) / len(pairs.queries) for name, total in zip(values, world.sum(sums), strict=True)}
+
+
+def _ranked(queries_ND: Tensor, documents_MD: Tensor, pairs: HeldOutPairs, own: range) -> Iterator[list[str]]:
+    """For each of the own queries the best documents, best first; of equals, the one that answers less is first."""
+    step = max(1, _SCORES_AT_A_TIME // len(documents_MD))
+    depth = min(CUT, len(documents_MD))
+    for start in range(0, len(own), step):
+        part = own[start : start + step]
+        scores_RM = queries_ND[list(part)] @ documents_MD.T
+        # All that score as high as the last one that is looked at, so that it is not chance who is left out.
+        lowest_R1 = scores_RM.topk(depth, dim=1).values[:, -1:]
+        rows, places = (scores_RM >= lowest_R1).nonzero(as_tuple=True)
+        scores = scores_RM[rows, places].cpu().numpy()
+        rows, places = rows.cpu().numpy(), places.cpu().numpy()
+        bounds = np.searchsorted(rows, np.arange(len(part) + 1))
+        for number, query in enumerate(part):
+            found = slice(bounds[number], bounds[number + 1])
+            answers = pairs.answers(query)
+            gains = np.array([answers.get(int(place), 0.0) for place in places[found]])
+            order = np.lexsort((places[found], gains, -scores[found]))[:depth]
+            yield [str(place) for place in places[found][order]]
 
 
 def _embed(

@@ -16,6 +16,17 @@ from longspan.train.parallel import Engine
 from longspan.train.schedule import ScheduleConfig
 
 
+class HeldOutConfig(Config):
+    """What the model is measured on while it trains (evaluate/in_loop.py), every `evaluate_every` steps."""
+
+    data: str | None = None
+    """A folder of prepared sources that are not trained on, or a retrieval set; None: nothing is measured."""
+    split: str = "test"
+    """Of the judgements, where `data` is a retrieval set that has several."""
+    max_pairs: int = Field(default=1000, gt=1)
+    """Of each prepared source, so many pairs: the first, which are in random order."""
+
+
 class TrainConfig(Config):
     """One training run."""
 
@@ -65,9 +76,18 @@ class TrainConfig(Config):
     best_metric: str | None = None
     """The evaluated metric, `eval/NAME`, by which the best checkpoint is kept beside the newest ones."""
     best_is: Literal["max", "min"] = "max"
+    published: Literal["last", "best"] = "last"
+    """Which weights become the finished model: those of the last step, or of the best checkpoint."""
+    held_out: HeldOutConfig = HeldOutConfig()
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
         if (self.init is None) == (self.encoder is None):
             raise ValueError("give either init (a model to start from) or encoder (a shape to start from scratch)")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> TrainConfig:
+        if self.published == "best" and self.best_metric is None:
+            raise ValueError("published is best, and best_metric does not say by what")
         return self

@@ -24,6 +24,7 @@ from longspan.train.bad_batches import save_bad_batch
 from longspan.train.blocks import prepare_blocks
 from longspan.train.checkpoint import (
     Best,
+    best_checkpoint,
     load_checkpoint,
     load_weights,
     newest_checkpoint,
@@ -352,9 +353,10 @@ class _Training:
 
 
 def _finish(run: Run, stage: Stage, *, sharded: bool) -> None:
-    if sharded:  # no process has the whole weights: they are read back from the last checkpoint
+    best = best_checkpoint(run.checkpoints) if run.config.published == "best" else None
+    if sharded or best is not None:  # no process has these weights whole: they are read back from a checkpoint
         stage = build_stage(run.config, Alone(), torch.device("cpu"), shape=run.settings.encoder)
-        load_weights(newest_checkpoint(run.checkpoints), stage.model)
+        load_weights(best or newest_checkpoint(run.checkpoints), stage.model)
     stage.save_model(run.model)
     weights = sha256_file(run.model / "model.safetensors")
     # The loss is read back: a run that was killed right here is resumed without a step to do.
@@ -378,9 +380,12 @@ def _data_and_shape(about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     # A run must be resumable from any working directory.
-    changes = {"data": str(Path(config.data).absolute())}
+    changes: dict[str, Any] = {"data": str(Path(config.data).absolute())}
     if config.init is not None and Path(config.init).is_dir():
         changes["init"] = str(Path(config.init).absolute())
+    if config.held_out.data is not None:
+        place = str(Path(config.held_out.data).absolute())
+        changes["held_out"] = config.held_out.model_copy(update={"data": place})
     return config.model_copy(update=changes)
 
 
@@ -394,7 +399,8 @@ def _check_options(config: TrainConfig, options: Options) -> None:
         raise LongspanError(
             f"{key} is set, and there is nothing to evaluate with",
             where=key,
-            remedy="give the run its evaluators, as at its start, or leave the setting out",
+            remedy="name what to measure on (--eval-data), give the run its evaluators, as at its start, or leave the "
+            "setting out",
         )
 
 

@@ -105,7 +105,7 @@ def _masked(
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
-            write_model(unfinished, model, tokenizer, _embedding_config(config, "mean"))
+            write_model(unfinished, model, tokenizer, embedding_config(config, "mean"))
 
     return Stage(
         model=model.to(device),
@@ -151,7 +151,7 @@ def _contrastive(
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
-            write_model(unfinished, model.encoder, tokenizer, _embedding_config(config, settings.pooling))
+            write_model(unfinished, model.encoder, tokenizer, embedding_config(config, settings.pooling))
 
     return Stage(
         model=model.to(device),
@@ -192,7 +192,8 @@ def _first_masked_weights(model: MaskedLanguageModel, config: TrainConfig) -> No
         model.head = load_masked_model(folder).head
 
 
-def _embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
+def embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
+    """How the model of a run, as it is published, makes one vector of a text."""
     return EmbeddingConfig.parse(
         {"pooling": pooling, "max_length": config.max_length, "prefixes": config.prefixes}, where=config.recipe
     )
