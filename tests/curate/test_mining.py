@@ -68,6 +68,8 @@ def test_rows_get_their_negatives_and_no_answer_among_them(tmp_path, source_of, 
         query_D = embedder.vector(row["query"], "search_query")
         scores = [embedder.vector(text, "search_document") @ query_D for text in row["negatives"]]
         np.testing.assert_allclose(row["negative_scores"], scores, atol=6e-5)  # 4 digits
+        own_D = embedder.vector(row["document"], "search_document")
+        assert row["positive_score"] == pytest.approx(float(query_D @ own_D), abs=6e-5)
     whole = [{key: row[key] for key in rows[0]} for row in mined]
     assert whole == [row for row in rows if row in whole], "what a row had, it keeps, and the order"
     assert len(mined) + len(dropped) == len(rows)
@@ -243,7 +245,7 @@ def test_random_negatives_need_no_teacher(tmp_path, source_of):
         own = {other["document"] for other in rows if other["query"] == row["query"]}
         assert len(set(row["negatives"])) == len(row["negatives"]) == 7
         assert not own & set(row["negatives"])
-        assert "negative_scores" not in row
+        assert not {"positive_score", "negative_scores"} & row.keys()
     draw_source(source_of(rows), tmp_path / "again", 7, seed=3)
     assert read(tmp_path / "again" / "mined.jsonl") == mined
     draw_source(source_of(rows), tmp_path / "other", 7, seed=4)

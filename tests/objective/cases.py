@@ -23,7 +23,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hard-mined": {"hardness_mode": "hard_negatives", "hardness_strength": 5.0},
     "hard-mined-all": {"hardness_mode": "hard_negatives", "hardness_strength": 5.0, "negatives_for": "all"},
     "matryoshka": {"matryoshka_dims": (8, 5, 2), "matryoshka_weights": (1.0, 0.5, 2.0)},
+    "distilled": {"distillation": "kl", "distillation_weight": 0.7, "teacher_temperature": 0.3},
+    "distilled-all": {"distillation": "kl", "negatives_for": "all", "teacher_temperature": 0.2},
+    "distilled-margin": {"distillation": "margin_mse", "distillation_weight": 3.0},
     "temperature": {"learn_temperature": True},
+    "distilled-together": {
+        "distillation": "kl",
+        "teacher_temperature": 0.5,
+        "matryoshka_dims": (8, 5, 2),
+        "matryoshka_weights": (1.0, 0.5, 2.0),
+        "learn_temperature": True,
+        "false_negative_margin": 0.2,
+    },
+    "distilled-margin-matryoshka": {"distillation": "margin_mse", "matryoshka_dims": (8, 3), "negatives_for": "all"},
     "together": {
         **SYMMETRIC,
         "false_negative_margin": 0.2,
@@ -43,4 +55,5 @@ def config(variant: str, num_negatives: int, **changes: Any) -> ContrastiveConfi
 
 def makes_sense(variant: str, num_negatives: int) -> bool:
     """Whether a variant can do without mined negatives, where there are none."""
-    return num_negatives > 0 or VARIANTS[variant].get("hardness_mode") != "hard_negatives"
+    values = VARIANTS[variant]
+    return num_negatives > 0 or not (values.get("hardness_mode") == "hard_negatives" or "distillation" in values)

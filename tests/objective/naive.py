@@ -70,7 +70,7 @@ def contrastive_loss(model: nn.Module, batch: PairBatch, config: ContrastiveConf
     dims = config.matryoshka_dims or (len(queries[0]),)
     for dim, weight in zip(dims, config.matryoshka_weights or [1.0] * len(dims), strict=True):
         pairs = _Pairs([q[:dim] for q in queries], [d[:dim] for d in documents], batch, config, temperature)
-        total = total + weight * sum(pairs.loss(i) for i in range(len(queries)))
+        total = total + weight * sum(pairs.loss(i) + pairs.distilled(i) for i in range(len(queries)))
     return total / len(queries)
 
 
@@ -88,6 +88,7 @@ class _Pairs:
         self.queries, self.documents, self.h = queries, documents, batch.num_negatives
         self.query_texts, self.texts = _texts(batch.queries), _texts(batch.documents)
         self.config, self.temperature = config, temperature
+        self.teacher = None if batch.teacher_scores is None else batch.teacher_scores.double()
 
     def loss(self, i: int) -> Tensor:
         """Minus the logarithm of the share of the own document."""
@@ -118,6 +119,25 @@ class _Pairs:
         if self.config.partition_mode == "joint":
             sums = [sum(sums, torch.zeros(()))]
         return sum((torch.log(z) for z in sums), torch.zeros(())) / len(sums) - own / self.temperature
+
+    def distilled(self, i: int) -> Tensor:
+        """What the teacher's scores of query i add."""
+        if self.config.distillation is None:
+            return torch.zeros((), dtype=torch.float64)
+        assert self.teacher is not None
+        places = [i, *range(len(self.queries) + i * self.h, len(self.queries) + (i + 1) * self.h)]
+        student = [cosine(self.queries[i], self.documents[place]) for place in places]
+        teacher = [self.teacher[i, c] for c in range(len(places))]
+        if self.config.distillation == "margin_mse":
+            errors = [((student[0] - student[c]) - (teacher[0] - teacher[c])) ** 2 for c in range(1, len(places))]
+            return self.config.distillation_weight * sum(errors, torch.zeros(())) / len(errors)
+        wanted = [torch.exp(score / self.config.teacher_temperature) for score in teacher]
+        found = [torch.exp(score / self.temperature) for score in student]
+        total = torch.zeros((), dtype=torch.float64)
+        for p, q in zip(wanted, found, strict=True):
+            p, q = p / sum(wanted, torch.zeros(())), q / sum(found, torch.zeros(()))
+            total = total + p * (torch.log(p) - torch.log(q))
+        return self.config.distillation_weight * total
 
     def _is_left_out(self, score: float, own: float, is_right: bool) -> bool:
         margin, ratio = self.config.false_negative_margin, self.config.false_negative_ratio
@@ -167,7 +187,8 @@ def pair_batch(num_pairs: int, num_negatives: int, seed: int = 0, *, longest: in
     draw = np.random.default_rng(seed)
     queries = _sequences(draw, num_pairs, longest // 2)
     documents = _sequences(draw, num_pairs * (1 + num_negatives), longest)
-    return PairBatch(Packed.of(queries), Packed.of(documents), num_negatives, "random", num_cut=num_pairs)
+    scores = torch.from_numpy(draw.uniform(-0.2, 1.0, (num_pairs, 1 + num_negatives)).astype(np.float32))
+    return PairBatch(Packed.of(queries), Packed.of(documents), num_negatives, "random", num_pairs, scores)
 
 
 def with_repeats(batch: PairBatch) -> PairBatch:
@@ -178,7 +199,7 @@ def with_repeats(batch: PairBatch) -> PairBatch:
     if h:
         documents[n + (n - 1) * h] = documents[n - 1]
     select = batch.queries.select(queries), batch.documents.select(documents)
-    return PairBatch(*select, h, batch.source, batch.num_cut)
+    return PairBatch(*select, h, batch.source, batch.num_cut, batch.teacher_scores)
 
 
 def masked_batch(num_rows: int, seed: int = 0, *, row_length: int = 10) -> MaskedBatch:
@@ -199,8 +220,9 @@ def pair_share(batch: PairBatch, rank: int, size: int) -> PairBatch:
     n, h = batch.queries.num_sequences, batch.num_negatives
     mine = range(rank * n // size, (rank + 1) * n // size)
     documents = [*mine, *(n + i * h + k for i in mine for k in range(h))]
+    scores = None if batch.teacher_scores is None else batch.teacher_scores[list(mine)]
     return PairBatch(
-        batch.queries.select(mine), batch.documents.select(documents), h, batch.source, batch.num_cut // size
+        batch.queries.select(mine), batch.documents.select(documents), h, batch.source, batch.num_cut // size, scores
     )
 
 

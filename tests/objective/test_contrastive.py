@@ -4,6 +4,7 @@ Tolerance: float64 throughout; sums of some hundred terms in another order diffe
 largest entry of each gradient. (Between processes: tests/train/test_parallel.py.)
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from longspan.data.batch import PairBatch
 from longspan.errors import LongspanError
 from longspan.objective.contrastive import Contrastive
+from longspan.objective.distillation import distillation_loss
 from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.temperature import TemperedEncoder
 from longspan.text.packed import Packed, chunks_of_similar_length
@@ -180,6 +182,33 @@ def test_metrics_of_the_variants() -> None:
     assert isinstance(metrics["false_negatives"], int)
     assert metrics["false_negatives"] > 0
     assert metrics["duplicates"] == 5
+
+
+def test_what_is_distilled_is_told_and_weighed() -> None:
+    model, batch = naive.pooled_model(), _batch(2)
+    plain = Contrastive(cases.config("own", 2)).backward(model, batch)
+    for variant in ("distilled", "distilled-margin"):
+        config = cases.config(variant, 2)
+        metrics = Contrastive(config).backward(model, batch)
+        added = config.distillation_weight * float(metrics["loss_distillation"])
+        assert metrics["loss"] == pytest.approx(float(plain["loss"]) + added, rel=1e-12)
+        assert added > 0.01
+
+
+def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn() -> None:
+    queries_nD, candidates_nCD = torch.randn(5, 8).double(), torch.randn(5, 4, 8).double()
+    cosines_nC = torch.cosine_similarity(queries_nD[:, None], candidates_nCD, dim=2)
+    for kind, scores_nC, temperature in (("kl", 3 * cosines_nC + 1, 0.3), ("margin_mse", cosines_nC + 1, 0.1)):
+        loss = distillation_loss(kind, queries_nD, candidates_nCD, scores_nC, 0.1, temperature)  # pyright: ignore[reportArgumentType]
+        assert float(loss) == pytest.approx(0, abs=1e-12)
+        other = distillation_loss(kind, queries_nD, candidates_nCD, scores_nC.flip(1), 0.1, temperature)  # pyright: ignore[reportArgumentType]
+        assert float(other) > 0.1
+
+
+def test_without_scores_nothing_is_distilled() -> None:
+    batch = dataclasses.replace(_batch(2), teacher_scores=None)
+    with pytest.raises(LongspanError, match="no scores of a teacher"):
+        Contrastive(cases.config("distilled", 2)).backward(naive.pooled_model(), batch)
 
 
 def test_the_width_is_one_of_the_dimensions() -> None:

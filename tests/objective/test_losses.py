@@ -308,6 +308,7 @@ def test_hardness_by_hand() -> None:
         ({"hardness_strength": 5.0}, "give both, or neither"),
         ({"hardness_mode": "all_negatives"}, "give both, or neither"),
         ({"hardness_mode": "hard_negatives", "hardness_strength": 5.0}, "num_negatives is 0"),
+        ({"distillation": "kl"}, "num_negatives is 0"),
         ({"matryoshka_dims": [64, 64]}, "each once"),
         ({"matryoshka_dims": [64, 0]}, "numbers of coordinates"),
         ({"matryoshka_weights": [1.0]}, "for each of the 0 matryoshka_dims"),

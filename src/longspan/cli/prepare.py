@@ -42,6 +42,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--query", metavar="COLUMN", help="column of the query (query)")
     parser.add_argument("--document", metavar="COLUMN", help="column of the document (document)")
     parser.add_argument("--negatives", metavar="COLUMN", help="column that lists negatives")
+    parser.add_argument(
+        "--scores",
+        action="store_true",
+        help="keep the teacher's scores that longspan curate mine has written, for distillation",
+    )
     parser.add_argument("--query-task", metavar="TASK", help="task of the queries (search_query)")
     parser.add_argument("--document-task", metavar="TASK", help="task of the documents (search_document)")
     parser.add_argument(
@@ -150,10 +155,19 @@ def _prepare_tokenizer(parsed: argparse.Namespace, sources: list[Source], on_err
 
 
 def _sources(parsed: argparse.Namespace) -> list[Source]:
-    from longspan.data.source import PairSource, TextSource, check_names, read_sources
+    from longspan.data.source import (
+        NEGATIVE_SCORES,
+        POSITIVE_SCORE,
+        PairSource,
+        TextSource,
+        check_names,
+        read_sources,
+    )
 
     keys = ("query", "document", "negatives", "query_task", "document_task")
     of_pairs = {key: getattr(parsed, key) for key in keys if getattr(parsed, key) is not None}
+    if parsed.scores:
+        of_pairs |= {"positive_score": POSITIVE_SCORE, "negative_scores": NEGATIVE_SCORES}
     of_any = {key: getattr(parsed, key) for key in ("name", "layout", "config", "split", "max_rows")}
     of_any = {key: value for key, value in of_any.items() if value is not None}
     if all(name.endswith(".toml") for name in parsed.source):

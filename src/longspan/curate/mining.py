@@ -30,7 +30,7 @@ from longspan.data.judged import JudgedFiles, texts_by_id
 from longspan.data.layouts import source_parts
 from longspan.data.places import find_files, is_local
 from longspan.data.readers import read_rows
-from longspan.data.source import PairSource
+from longspan.data.source import NEGATIVE_SCORES, POSITIVE_SCORE, PairSource
 from longspan.errors import LongspanError
 from longspan.files import atomic_path, read_json, sha256_json, sweep_unfinished, write_json
 from longspan.progress import Tell, counted
@@ -117,7 +117,7 @@ def mine_source(
     device: str = "cpu",
     progress: Tell | None = None,
 ) -> Report:
-    """Give the pairs of a source their `negatives` and `negative_scores`: `out/mined.jsonl`.
+    """Give the pairs of a source their `negatives`, `positive_score` and `negative_scores`: `out/mined.jsonl`.
 
     A query that stands in several rows has several positives, and none of them becomes its negative. Rows left with
     fewer than `at_least` negatives are written to `out/dropped.jsonl` instead.
@@ -171,7 +171,8 @@ def mine_source(
         )
         found.save(rows, *negatives)
         tell("searching", found.done, len(pool.queries))
-    counts = _write(reader, pool, found, config.at_least, out, tell)
+    positive_N = _own_scores(pool, queries_QD, corpus_MD)
+    counts = _write(reader, pool, found, config.at_least, out, tell, positive_N)
     examples = _examples(pool, found, queries_QD, corpus_MD)
     facts = _facts(pool, counts) | {
         "nearest_above_positive": float((found.scores_QK[:, 0] > found.positive_Q).mean()),
@@ -341,9 +342,26 @@ def _vectors(
     return laid_out
 
 
-def _write(reader: PairReader, pool: Pool, found: _Found, at_least: int, out: Path, tell: Tell) -> _Counts:
+def _own_scores(pool: Pool, queries_QD: np.ndarray, corpus_MD: np.ndarray) -> np.ndarray:
+    """The teacher's score of every pair, float32 (N,): of several positives of a query each has its own."""
+    score_N = np.empty(len(pool.query_N), dtype=np.float32)
+    for start in range(0, len(score_N), QUERIES_PER_BLOCK):
+        block = slice(start, start + QUERIES_PER_BLOCK)
+        queries_RD = np.asarray(queries_QD[pool.query_N[block]])
+        score_N[block] = score_pairs(queries_RD, corpus_MD, pool.document_N[block, None])[:, 0]
+    return score_N
+
+
+def _write(
+    reader: PairReader,
+    pool: Pool,
+    found: _Found,
+    at_least: int,
+    out: Path,
+    tell: Tell,
+    positive_N: np.ndarray | None = None,
+) -> _Counts:
     counts, num_pairs = _Counts(), len(pool.query_N)
-    scored = not np.isnan(found.positive_Q[:1]).any()
     with json_lines(out / MINED) as mine, json_lines(out / DROPPED) as drop:
         for number, pair in enumerate(reader):
             if number >= num_pairs or pair.document != pool.corpus[pool.document_N[number]]:
@@ -354,8 +372,9 @@ def _write(reader: PairReader, pool: Pool, found: _Found, at_least: int, out: Pa
             indices_K = found.indices_QK[query]
             indices_K = indices_K[indices_K >= 0]
             row = pair.row | {"negatives": [pool.corpus[m] for m in indices_K]}
-            if scored:
-                row["negative_scores"] = [round(float(s), 4) for s in found.scores_QK[query, : len(indices_K)]]
+            if positive_N is not None:
+                row[POSITIVE_SCORE] = round(float(positive_N[number]), 4)
+                row[NEGATIVE_SCORES] = [round(float(s), 4) for s in found.scores_QK[query, : len(indices_K)]]
             counts.negatives += len(indices_K)
             if len(indices_K) >= at_least:
                 counts.mined += 1

@@ -16,6 +16,9 @@ from longspan.data.skipped import stop_on_error
 from longspan.data.source import PairSource
 from longspan.files import sha256_json
 
+_NOT_READ = {"name", "files", "positive_score", "negative_scores"}
+"""What a source says that changes no pair."""
+
 
 class Pair(NamedTuple):
     """One pair, and the whole row that it stands in."""
@@ -49,7 +52,7 @@ class PairReader:
             LongspanError: a file cannot be read.
         """
         parts = [part.fingerprint(self.source) for part in self._parts]
-        return sha256_json([parts, self.source.model_dump(mode="json", exclude={"name", "files"})])
+        return sha256_json([parts, self.source.model_dump(mode="json", exclude=_NOT_READ)])
 
     def __iter__(self) -> Iterator[Pair]:
         """

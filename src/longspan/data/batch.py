@@ -26,6 +26,8 @@ class PairBatch:
             query 0, those of query 1, ...
         source: name of the batch's one source.
         num_cut: how many of the sequences were cut at the recipe's lengths.
+        teacher_scores: float32 (n, 1 + num_negatives): a teacher's scores of each query with its document and with its
+            negatives; None where nothing is distilled.
     """
 
     queries: Packed
@@ -33,6 +35,7 @@ class PairBatch:
     num_negatives: int
     source: str
     num_cut: int
+    teacher_scores: Tensor | None = None
 
     @functools.cached_property
     def query_hashes(self) -> Tensor:

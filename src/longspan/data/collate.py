@@ -42,10 +42,11 @@ class PairCollator:
         max_query_tokens, max_document_tokens: lengths are cut here, prefix and special tokens included.
         max_document_tokens_of: other cuts for the documents of some sources, by name.
         prefixes: task -> text put before each of its texts; empty for a model that reads plain text.
+        scores: whether batches have the scores of a teacher.
 
     Raises:
         LongspanError: a cut leaves no room for text, or is given for a source that is not there; a source's task has no
-            prefix, and others have.
+            prefix, and others have; a source has no scores, and they are asked for.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class PairCollator:
         max_document_tokens: int,
         max_document_tokens_of: Mapping[str, int] | None = None,
         prefixes: Mapping[str, str] = PREFIXES,
+        scores: bool = False,
         seed: int,
     ) -> None:
         self._sources = dataset.sources
         self._queries = [source.ids("query") for source in dataset.sources]
         self._documents = [source.ids("document") for source in dataset.sources]
         self._negatives = [source.negatives() for source in dataset.sources]
+        self._scores = [source.scores() for source in dataset.sources] if scores else None
         self._num_negatives = num_negatives
         self._max_query = max_query_tokens
         self._max_document = _cuts(dataset, max_document_tokens, max_document_tokens_of or {})
@@ -101,10 +104,14 @@ class PairCollator:
         queries, queries_cut = self._pack(manifest.query_task, [(column, column.find(rows_N))], self._max_query)
         column = self._documents[number]
         texts: list[tuple[IdColumn | NegativesColumn, Found]] = [(column, column.find(rows_N))]
+        drawn_NH = np.empty((len(rows_N), 0), dtype=np.int64)
         if self._num_negatives:
-            texts.append((self._negatives[number], self._drawn_negatives(number, rows_N, step)))
+            drawn_NH = self._drawn_negatives(number, rows_N, step)
+            texts.append((self._negatives[number], self._negatives[number].find(rows_N, drawn_NH)))
         documents, documents_cut = self._pack(manifest.document_task, texts, self._max_document[number])
-        batch = PairBatch(queries, documents, self._num_negatives, manifest.name, queries_cut + documents_cut)
+        scores = None if self._scores is None else torch.from_numpy(self._scores[number].take(rows_N, drawn_NH))
+        num_cut = queries_cut + documents_cut
+        batch = PairBatch(queries, documents, self._num_negatives, manifest.name, num_cut, scores)
         _ = batch.query_hashes, batch.document_hashes  # made here, in the loader's thread
         return batch
 
@@ -128,8 +135,8 @@ class PairCollator:
             first = these.stop
         return Packed.of_flat(ids_T, kept_S + added), int((whole_S > kept_S).sum())
 
-    def _drawn_negatives(self, source: int, rows_N: np.ndarray, step: int) -> Found:
-        """Places of H different negatives of every row, drawn anew in every step."""
+    def _drawn_negatives(self, source: int, rows_N: np.ndarray, step: int) -> np.ndarray:
+        """The numbers of H different negatives of every row (N, H), drawn anew in every step."""
         negatives = self._negatives[source]
         count_N = negatives.counts(rows_N)
         if (count_N < self._num_negatives).any():
@@ -145,7 +152,7 @@ class PairCollator:
         number_M = np.arange(count_N.max())
         key_NM = keyed_hashes(rows_N[:, None], (_NEGATIVES_DRAW, self._seed, step), number_M[None, :])
         key_NM[number_M[None, :] >= count_N[:, None]] = np.iinfo(np.uint64).max
-        return negatives.find(rows_N, np.argsort(key_NM, axis=1)[:, : self._num_negatives])
+        return np.argsort(key_NM, axis=1)[:, : self._num_negatives]
 
 
 def _cuts(dataset: Dataset, usual: int, special: Mapping[str, int]) -> list[int]:

@@ -93,6 +93,8 @@ class Manifest(Config):
     revision: str | None = None
     licence: str | None = None
     num_rows: int
+    scores: bool = False
+    """Whether the shards have a column of a teacher's scores."""
     seed: int
     """Of the shuffle that put the rows in their order."""
     columns: dict[str, Lengths]

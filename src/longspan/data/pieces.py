@@ -25,7 +25,17 @@ from longspan.data.skipped import BrokenRow, OnError, Skipped, stop_on_error
 from longspan.data.source import Source
 from longspan.data.texts import Texts, read_texts, wordless
 from longspan.data.workers import Advance
-from longspan.data.writing import id_lists, id_type, is_whole, nested_id_lists, text_lengths, write_shard
+from longspan.data.writing import (
+    SCORES,
+    id_lists,
+    id_type,
+    is_whole,
+    nested_id_lists,
+    score_lists,
+    text_columns,
+    text_lengths,
+    write_shard,
+)
 from longspan.errors import LongspanError
 from longspan.files import read_json, write_json
 from longspan.text.tokenizer import Tokenizer
@@ -227,7 +237,7 @@ class _Rows:
 
     def _encoded(self, rows: list[Texts]) -> pa.RecordBatch:
         schema = self._tools.schema
-        texts = {name: [row.columns[name] for row in rows] for name in schema.names}
+        texts = {name: [row.columns[name] for row in rows] for name in text_columns(schema)}
         counts = {name: np.fromiter(map(len, lists), np.int64, len(rows)) for name, lists in texts.items()}
         flat = itertools.chain.from_iterable(itertools.chain.from_iterable(texts.values()))
         ids_T, lengths_S = self._tools.tokenizer.encode_flat(list(flat))
@@ -240,6 +250,8 @@ class _Rows:
             columns.append(_array(name, ids, lengths, counts_N, id_type(schema)))
             first_text += len(lengths)
             first_id += len(ids)
+        if SCORES in schema.names:
+            columns.append(score_lists([row.scores for row in rows]))
         return pa.record_batch(columns, schema=schema)
 
     def _with_words(self, rows: list[Texts], counts: dict[str, np.ndarray], lengths_S: np.ndarray) -> list[Texts]:
@@ -274,7 +286,7 @@ def _write_piece(tools: Tools, path: Path, rows: _Rows) -> Piece:
     columns = {name: table.column(name).combine_chunks() for name in tools.schema.names}
     piece = Piece(
         rows=write_shard(path, list(columns.values()), tools.schema),
-        lengths={name: Lengths.of(text_lengths(array)) for name, array in columns.items()},
+        lengths={name: Lengths.of(text_lengths(columns[name])) for name in text_columns(tools.schema)},
         skipped=rows.take_skipped(),
         end=end,
         last=last,

@@ -25,7 +25,7 @@ from longspan.data.shuffle import Order, ShardTask, gather_shard
 from longspan.data.skipped import SKIPPED, OnError, stop_on_error
 from longspan.data.source import PairSource, Source, check_names
 from longspan.data.workers import Advance, Workers, num_cores
-from longspan.data.writing import row_schema
+from longspan.data.writing import row_schema, text_columns
 from longspan.errors import LongspanError
 from longspan.files import UNFINISHED, read_json, sha256_json, sweep_unfinished, write_json, write_text
 from longspan.progress import Tell, counted
@@ -43,6 +43,7 @@ PIECES = "pieces"
 """Folder of an unfinished source: its pieces, and the receipts of pieces and shards."""
 
 _REQUEST = "request.json"
+_LATER = ("positive_score", "negative_scores")
 
 
 def prepare(
@@ -104,7 +105,7 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
         folder=folder / PIECES,
         source=source,
         tokenizer=settings.tokenizer,
-        schema=row_schema(source.kind, settings.tokenizer.vocab_size),
+        schema=row_schema(source.kind, settings.tokenizer.vocab_size, scores=_has_scores(source)),
         stop=settings.on_error is stop_on_error,
         size=PIECE_SIZE,
     )
@@ -142,7 +143,8 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
         licence=source.licence,
         num_rows=order.num_rows,
         seed=settings.seed,
-        columns={name: Lengths.total(piece.lengths[name] for piece in pieces) for name in tools.schema.names},
+        scores=_has_scores(source),
+        columns={name: Lengths.total(piece.lengths[name] for piece in pieces) for name in text_columns(tools.schema)},
         tokenizer=settings.tokenizer.fingerprint,
         request=request,
         inputs=tuple(inputs),
@@ -159,7 +161,13 @@ def _request(source: Source, hashes: list[str], settings: _Settings) -> str:
     # prepared with other sizes stays as good as it is.
     about = {"files", "hub", "layout", "streaming", "sha256", "licence", "origin"}
     wanted = source.model_dump(mode="json", exclude=about)
+    # Columns that are not asked for say nothing, so that what was prepared before there were such stays as good.
+    wanted = {key: value for key, value in wanted.items() if key not in _LATER or value is not None}
     return sha256_json([FORMAT, wanted, hashes, settings.tokenizer.fingerprint, settings.seed])
+
+
+def _has_scores(source: Source) -> bool:
+    return isinstance(source, PairSource) and source.positive_score is not None
 
 
 def _vouched(folder: Path, request: str, source: Source) -> Manifest:

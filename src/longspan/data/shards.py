@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from longspan.data.manifest import Shard, prepare_again, read_manifest
 from longspan.data.ragged import places_of
+from longspan.data.writing import SCORES
 from longspan.errors import LongspanError
 from longspan.files import read_json, sha256_file, write_json
 
@@ -62,6 +63,21 @@ class PreparedSource:
     def negatives(self) -> NegativesColumn:
         """The token ids of every row's hard negatives."""
         return NegativesColumn(self._columns("negatives"), self._sizes)
+
+    def scores(self) -> ScoresColumn:
+        """A teacher's scores of every row's document and negatives.
+
+        Raises:
+            LongspanError: the source was prepared without.
+        """
+        if not self.manifest.scores:
+            raise LongspanError(
+                f"source {self.manifest.name!r} has no scores of a teacher",
+                where=self.folder,
+                remedy="mine negatives with one (longspan curate mine ... --teacher MODEL) and prepare the result with "
+                "--scores into a new folder",
+            )
+        return ScoresColumn(self._columns(SCORES), self._sizes)
 
     def _columns(self, column: str) -> list[Callable[[], pa.LargeListArray]]:
         return [functools.partial(_column, column, *place) for place in self._paths]
@@ -169,6 +185,19 @@ class NegativesColumn(_Lists):
             shard_NH[which], start_NH[which] = shard, inner_offsets[place]
             length_NH[which] = inner_offsets[place + 1] - inner_offsets[place]
         return Found(shard_NH.ravel(), start_NH.ravel(), length_NH.ravel())
+
+
+class ScoresColumn(_Lists):
+    """A column of lists of scores: of the document, then of the negatives."""
+
+    def take(self, rows_N: np.ndarray, numbers_NH: np.ndarray) -> np.ndarray:
+        """The scores of the rows' documents and of their negatives of the given numbers, float32 (N, 1 + H)."""
+        scores_NC = np.empty((len(rows_N), 1 + numbers_NH.shape[1]), dtype=np.float32)
+        for shard, which, local in self._by_shard(rows_N):
+            offsets, values, _ = self._open(shard)
+            first = offsets[local][:, None]
+            scores_NC[which] = values[np.concatenate([first, first + 1 + numbers_NH[which]], axis=1)]
+        return scores_NC
 
 
 def verify_source(folder: Path, progress: Progress | None = None) -> None:

@@ -23,6 +23,9 @@ def _check_name(name: str) -> str:
 SourceName = Annotated[str, AfterValidator(_check_name)]
 
 
+POSITIVE_SCORE, NEGATIVE_SCORES = "positive_score", "negative_scores"
+"""The columns in which mining leaves the scores of its teacher."""
+
 Layout = Literal["files", "text", "hub", "release", "beir", "mteb"]
 """How a source's rows lie: in files; in a folder of running texts; in a folder as on the Hugging Face hub; as the
 original authors have released theirs; in a retrieval set of BEIR's or MTEB's form."""
@@ -95,6 +98,10 @@ class PairSource(_AnySource):
     """Column of the text that answers it."""
     negatives: str | None = None
     """Column that lists the texts of hard negatives."""
+    positive_score: str | None = None
+    """Column of a teacher's score of the pair, for distillation; `curate mine` writes `positive_score`."""
+    negative_scores: str | None = None
+    """Column that lists the teacher's scores of the negatives, in their order; `curate mine`: `negative_scores`."""
     query_task: Task = "search_query"
     document_task: Task = "search_document"
     weight: float = Field(default=1.0, gt=0)
@@ -102,10 +109,19 @@ class PairSource(_AnySource):
     min_score: float = 1.0
     """Judgement from which on a document of a retrieval set is a pair with its query."""
 
+    @model_validator(mode="after")
+    def _scores_are_whole(self) -> Self:
+        if (self.positive_score is None) != (self.negative_scores is None):
+            raise ValueError("positive_score and negative_scores belong together: give both, or neither")
+        if self.negative_scores is not None and self.negatives is None:
+            raise ValueError("negative_scores are of negatives: name the column of these as well")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
-        return (self.query, self.document) if self.negatives is None else (self.query, self.document, self.negatives)
+        named = (self.query, self.document, self.negatives, self.positive_score, self.negative_scores)
+        return tuple(column for column in named if column is not None)
 
     def misplaced(self, layout: Layout) -> str | None:
         """What this source says that has no meaning in a layout, as a sentence."""

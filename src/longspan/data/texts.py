@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,11 +16,16 @@ _CORRECT_OR_SKIP = "correct the row, or pass --on-error skip to leave such rows 
 
 
 class Texts(NamedTuple):
-    """One row's texts by column (`query`, `document` and `negatives`, or `text`), and where the row stands."""
+    """One row's texts by column (`query`, `document` and `negatives`, or `text`), and where the row stands.
+
+    Attributes:
+        scores: a teacher's, of the document and then of the negatives, where the source has them.
+    """
 
     file: str
     number: int
     columns: dict[str, list[str]]
+    scores: tuple[float, ...] = ()
 
 
 def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) -> Iterator[Texts]:
@@ -33,10 +39,11 @@ def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) ->
     for number, row in part.read(source, on_error):
         try:
             columns = {name: read(row, column) for name, column, read in wanted}
+            scores = _scores(source, row, columns)
         except Unfit as unfit:
             on_error(_broken_row(unfit.what, part.name, number, unfit.remedy, row))
             continue
-        yield Texts(part.name, number, columns)
+        yield Texts(part.name, number, columns, scores)
 
 
 def wordless(source: Source, texts: Texts, column: str) -> BrokenRow:
@@ -64,6 +71,21 @@ def _wanted(source: Source) -> list[tuple[str, str, Callable[[Row, str], list[st
         return [("text", source.text, _text)]
     negatives = ("negatives", "", _none) if source.negatives is None else ("negatives", source.negatives, _texts)
     return [("query", source.query, _text), ("document", source.document, _text), negatives]
+
+
+def _scores(source: Source, row: Row, columns: dict[str, list[str]]) -> tuple[float, ...]:
+    if isinstance(source, TextSource) or source.positive_score is None or source.negative_scores is None:
+        return ()
+    positive, negatives = value_of(row, source.positive_score), value_of(row, source.negative_scores)
+    scores = (positive, *negatives) if isinstance(negatives, list) else ()
+    if len(scores) != 1 + len(columns["negatives"]):
+        raise Unfit(
+            f"{source.negative_scores!r} does not list a score for each of the {len(columns['negatives'])} negatives",
+            "mine the pairs again (longspan curate mine), which writes scores beside negatives",
+        )
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in scores):
+        raise Unfit("a score is not a number", _CORRECT_OR_SKIP)
+    return tuple(map(float, scores))
 
 
 def _none(row: Row, column: str) -> list[str]:

@@ -18,12 +18,22 @@ _SMALL_VOCABULARY = 2**16
 """A vocabulary of at most so many ids fits 16 bits."""
 
 
-def row_schema(kind: str, vocab_size: int) -> pa.Schema:
+SCORES = "scores"
+"""Column of a teacher's scores, float32: of the document, then of the negatives in their order."""
+
+
+def row_schema(kind: str, vocab_size: int, *, scores: bool = False) -> pa.Schema:
     """The columns of a prepared source ("pairs" or "text"); ids are uint16 where the vocabulary fits, else int32."""
     ids = pa.large_list(pa.uint16() if vocab_size <= _SMALL_VOCABULARY else pa.int32())
-    if kind == "pairs":
-        return pa.schema({"query": ids, "document": ids, "negatives": pa.large_list(ids)})
-    return pa.schema({"text": ids})
+    if kind == "text":
+        return pa.schema({"text": ids})
+    columns: dict[str, pa.DataType] = {"query": ids, "document": ids, "negatives": pa.large_list(ids)}
+    return pa.schema(columns | {SCORES: pa.large_list(pa.float32())} if scores else columns)
+
+
+def text_columns(schema: pa.Schema) -> list[str]:
+    """The columns of a `row_schema` that hold token ids."""
+    return [name for name in schema.names if name != SCORES]
 
 
 def write_shard(path: Path, columns: Sequence[pa.Array], schema: pa.Schema) -> Shard:
@@ -51,6 +61,11 @@ def id_lists(ids_T: np.ndarray, lengths_S: np.ndarray, ids: pa.DataType) -> pa.A
 def nested_id_lists(ids_T: np.ndarray, lengths_S: np.ndarray, counts_N: np.ndarray, ids: pa.DataType) -> pa.Array:
     """An Arrow column of lists of token id lists: row n lists the next `counts[n]` of the sequences."""
     return _lists(id_lists(ids_T, lengths_S, ids), counts_N)
+
+
+def score_lists(scores: Sequence[Sequence[float]]) -> pa.Array:
+    """An Arrow column of lists of scores."""
+    return pa.array(scores, type=pa.large_list(pa.float32()))
 
 
 def _lists(values: pa.Array, lengths_N: np.ndarray) -> pa.Array:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.data.batch import PairBatch
 from longspan.errors import LongspanError
+from longspan.objective.distillation import Distillation, distillation_loss
 from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.losses import Hashes, InfoNCEConfig, Pairs, Sums, info_nce
 from longspan.objective.temperature import TemperedEncoder
@@ -37,6 +38,13 @@ class ContrastiveConfig(InfoNCEConfig):
     """Train the temperature as well, from `temperature` on (CLIP: Radford et al., 2021)."""
     min_temperature: float = Field(default=0.01, gt=0)
     """How low `learn_temperature` may bring it."""
+    distillation: Distillation | None = None
+    """Learn also how a teacher scores a query's document and its mined negatives (see objective/distillation.py): `kl`,
+    the divergence from the teacher's softmax over them, or `margin_mse`, the error of the distances between them."""
+    distillation_weight: float = Field(default=1.0, gt=0)
+    """What that loss is multiplied with, before it is added to InfoNCE."""
+    teacher_temperature: float = Field(default=0.02, gt=0)
+    """Temperature of the teacher's softmax under `kl`."""
     max_query_tokens: int = Field(default=2048, ge=16)
     max_document_tokens: int = Field(default=2048, ge=16)
     """Texts are cut here, prefix and special tokens included."""
@@ -57,6 +65,8 @@ class ContrastiveConfig(InfoNCEConfig):
             )
         if self.hardness_mode == "hard_negatives" and not self.num_negatives:
             raise ValueError("hardness_mode hard_negatives weighs mined negatives, and num_negatives is 0")
+        if self.distillation is not None and not self.num_negatives:
+            raise ValueError("a teacher's scores are of mined negatives, and num_negatives is 0")
         if self.learn_temperature and self.temperature < self.min_temperature:
             raise ValueError(f"temperature {self.temperature} is below min_temperature {self.min_temperature}")
         return self
@@ -95,12 +105,14 @@ class Contrastive:
             batch: this rank's share; every rank has the same number of queries.
 
         Returns:
-            loss (mean over the global batch), accuracy (part of the queries whose own document scores highest), and
+            loss (mean over the global batch, with what is distilled), accuracy (part of the queries whose own document
+            scores highest), and
             counts, all global. With some options more: `false_negatives` (candidates left out for their score),
-            `temperature`, and for each Matryoshka dimension `loss_<dim>` and `accuracy_<dim>`.
+            `temperature`, `loss_distillation` (as it is, without its weight), and for each Matryoshka dimension
+            `loss_<dim>` (InfoNCE) and `accuracy_<dim>`.
 
         Raises:
-            LongspanError: the Matryoshka dimensions do not fit the vectors.
+            LongspanError: the Matryoshka dimensions do not fit the vectors, or a batch lacks the scores of a teacher.
         """
         world, n = self._world, batch.queries.num_sequences
         budget = self._config.chunk_tokens
@@ -117,10 +129,13 @@ class Contrastive:
             }
             weights = self._config.matryoshka_weights or (1.0,) * len(by_dim)
             loss = torch.stack([w * sums.loss for w, sums in zip(weights, by_dim.values(), strict=True)]).sum()
+            distilled = self._distilled(q_nD, d_nD, batch, temperature, dict(zip(by_dim, weights, strict=True)))
+            if distilled is not None:
+                loss = loss + self._config.distillation_weight * distilled
             (loss / (n * world.size)).backward()
             backward_queries(_gradient(q_nD))
             backward_documents(_gradient(d_nD))
-        metrics = self._metrics(batch, loss.detach(), by_dim)
+        metrics = self._metrics(batch, loss.detach(), by_dim, distilled)
         if isinstance(temperature, Tensor):
             metrics["temperature"] = float(temperature.detach())
         return metrics
@@ -140,6 +155,36 @@ class Contrastive:
             queries_ND=gather_with_gradient(q_nD, world) if len(self._config.directions) > 1 else None,
         )
 
+    def _distilled(
+        self, q_nD: Tensor, d_nD: Tensor, batch: PairBatch, temperature: Tensor | float, weights: dict[int, float]
+    ) -> Tensor | None:
+        """What the teacher's scores add, before its weight: a sum over this process's queries; None: nothing."""
+        config, n = self._config, len(q_nD)
+        if config.distillation is None:
+            return None
+        if batch.teacher_scores is None:
+            raise LongspanError(
+                "the batch has no scores of a teacher",
+                where=f"source {batch.source}",
+                remedy="let the collator read them (PairCollator(..., scores=True)), or set no distillation",
+            )
+        own_nHD = d_nD[n:].unflatten(0, (n, -1))
+        candidates_nCD = torch.cat([d_nD[:n, None], own_nHD], dim=1)
+        scores_nC = batch.teacher_scores.to(q_nD.device)
+        losses = [
+            weight
+            * distillation_loss(
+                config.distillation,
+                q_nD[:, :dim],
+                candidates_nCD[..., :dim],
+                scores_nC,
+                temperature,
+                config.teacher_temperature,
+            )
+            for dim, weight in weights.items()
+        ]
+        return torch.stack(losses).sum()
+
     def _hashes(self, batch: PairBatch, device: torch.device) -> Hashes:
         n, world = batch.queries.num_sequences, self._world
         texts = batch.document_hashes.to(device)
@@ -156,7 +201,9 @@ class Contrastive:
             raise TypeError("a temperature is learnt by a TemperedEncoder")
         return model.temperature(self._config.min_temperature)
 
-    def _metrics(self, batch: PairBatch, loss: Tensor, by_dim: dict[int, Sums]) -> dict[str, float | str]:
+    def _metrics(
+        self, batch: PairBatch, loss: Tensor, by_dim: dict[int, Sums], distilled: Tensor | None
+    ) -> dict[str, float | str]:
         whole = by_dim[max(by_dim)]
         false_negatives = torch.stack([sums.false_negatives for sums in by_dim.values()]).sum()
         tokens = batch.queries.num_tokens + batch.documents.num_tokens
@@ -171,6 +218,8 @@ class Contrastive:
         }
         for dim in self._config.matryoshka_dims:
             sums_by_name |= {f"loss_{dim}": by_dim[dim].loss, f"accuracy_{dim}": by_dim[dim].correct}
+        if distilled is not None:
+            sums_by_name["loss_distillation"] = distilled.detach()
         numbers = [torch.as_tensor(x, dtype=torch.float64, device=loss.device) for x in sums_by_name.values()]
         local = torch.stack(numbers).detach()
         total = dict(zip(sums_by_name, self._world.sum(local).tolist(), strict=True))

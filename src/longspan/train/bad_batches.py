@@ -22,8 +22,8 @@ def save_bad_batch(run: Path, step: int, rank: int, batch: MaskedBatch | PairBat
 
     Tensors, all int64: `rows` (numbers in the source); for pairs `queries.ids`, `queries.lengths`, `documents.ids`,
     `documents.lengths`; for masked rows `ids` (masked), `lengths` of the sequences, `row_lengths`, and `positions` in
-    the row and `labels` of what is to be predicted, with their number in each row, `targets`. The metadata says why,
-    and of pairs the source.
+    the row and `labels` of what is to be predicted, with their number in each row, `targets`. Where a teacher is
+    distilled, its `teacher_scores` as well (float32). The metadata says why, and of pairs the source.
 
     Raises:
         LongspanError: the disk is full.
@@ -33,6 +33,8 @@ def save_bad_batch(run: Path, step: int, rank: int, batch: MaskedBatch | PairBat
     if isinstance(batch, PairBatch):
         metadata["source"] = batch.source
         tensors |= _sequences("queries.", [batch.queries]) | _sequences("documents.", [batch.documents])
+        if batch.teacher_scores is not None:
+            tensors["teacher_scores"] = batch.teacher_scores
     else:
         tensors |= _sequences("", batch.rows)
         tensors["row_lengths"] = torch.tensor([row.num_tokens for row in batch.rows])

@@ -136,6 +136,7 @@ def _contrastive(
         max_document_tokens=settings.max_document_tokens,
         max_document_tokens_of=settings.max_document_tokens_of,
         prefixes=config.prefixes,
+        scores=settings.distillation is not None,
         seed=config.seed,
     )
     plan = pair_plan(dataset, config.batch_size, config.seed)
