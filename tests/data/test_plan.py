@@ -278,3 +278,86 @@ def test_random_generators_of_near_keys_are_unlike():
     assert len(set(draws)) == len(draws)
     first = np.array([draw[0] for draw in draws])
     assert 0.35 < first.mean() < 0.65  # 80 uniform numbers: a half, with a spread of 0.03
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def clustered_plans(draw: st.DrawFn, weights: st.SearchStrategy[float] = st.just(1.0)) -> Plan:  # noqa: B008
+    batch_size = draw(st.integers(1, 6))
+    sizes = st.lists(st.integers(batch_size, 20), min_size=1, max_size=4)
+    sources = []
+    for n in range(draw(st.integers(1, 3))):
+        clusters = draw(sizes)
+        # Some of the sources have no clusters.
+        of_source = tuple(clusters) if n == 0 or draw(st.booleans()) else ()
+        sources.append(PlannedSource(f"s{n}", sum(clusters), draw(weights), of_source, is_sorted=bool(of_source)))
+    return Plan(sources, batch_size, draw(SEEDS))
+
+
+def cluster_of(source: PlannedSource, rows: np.ndarray) -> set[int]:
+    return set(np.searchsorted(np.cumsum(source.clusters), rows, side="right").tolist())
+
+
+@given(clustered_plans(), st.integers(0, 3))
+def test_a_batch_is_of_one_cluster_and_an_epoch_reads_every_row_once_but_for_the_rests(plan, epoch):
+    first = epoch * plan.steps_per_epoch
+    batches = [plan(step) for step in range(first, first + plan.steps_per_epoch)]
+    read = rows_by_source(batches)
+    for batch in batches:
+        source = plan.sources[batch.source]
+        assert batch.rows.shape == (plan.batch_size,)
+        assert 0 <= batch.rows.min() <= batch.rows.max() < source.num_rows
+        if source.clusters:
+            assert len(cluster_of(source, batch.rows)) == 1
+    for number, source in enumerate(plan.sources):
+        sizes = source.clusters or (source.num_rows,)
+        left_over = sum(size % plan.batch_size for size in sizes)
+        assert plan.left_over[number] == left_over
+        assert set(read[number].values()) == {1}
+        assert len(read[number]) == source.num_rows - left_over
+
+
+@given(clustered_plans(weights=st.floats(0.1, 2.5)), st.data())
+def test_a_step_of_clusters_depends_on_nothing_but_the_plan(plan, data):
+    steps = data.draw(st.lists(st.integers(0, 5 * plan.steps_per_epoch), min_size=1, max_size=6))
+    expected = {step: plan(step) for step in sorted(steps)}
+    again = Plan(plan.sources, plan.batch_size, plan.seed)
+    for step in data.draw(st.permutations(steps)):
+        assert same(again(step), expected[step])
+
+
+def test_what_an_epoch_leaves_over_of_a_cluster_is_read_in_another():
+    plan = Plan([PlannedSource("a", 22, clusters=(7, 15))], batch_size=4, seed=3)
+    read = rows_by_source([plan(step) for step in range(20 * plan.steps_per_epoch)])[0]
+    assert set(read) == set(range(22))
+
+
+def test_half_a_reading_is_of_all_clusters():
+    source = PlannedSource("a", 400, 0.5, clusters=(40,) * 10)
+    plan = Plan([source], batch_size=4, seed=1)
+    clusters = [cluster_of(source, plan(step).rows).pop() for step in range(plan.steps_per_epoch)]
+    assert len(clusters) == 50
+    assert len(set(clusters)) >= 9, "and not of the first five"
+
+
+def test_clusters_are_mixed():
+    source = PlannedSource("a", 800, clusters=(400, 400))
+    plan = Plan([source], batch_size=4, seed=0)
+    order = [cluster_of(source, plan(step).rows).pop() for step in range(plan.steps_per_epoch)]
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert 70 <= changes <= 130
+
+
+def test_a_cluster_that_fills_no_batch_is_refused():
+    with pytest.raises(LongspanError, match="2 of the 3 clusters of source 'a' cannot fill a batch of 4: their 5 rows"):
+        Plan([PlannedSource("a", 13, clusters=(8, 3, 2))], batch_size=4, seed=0)
+
+
+def test_sorted_rows_are_shuffled_all_together():
+    size = 3 * WINDOW
+    plan = Plan([PlannedSource("a", size, is_sorted=True)], batch_size=1024, seed=0)
+    for step in (0, 7, 100):
+        thirds = np.bincount(plan(step).rows // WINDOW, minlength=3)
+        assert thirds.min() > 200  # 341 are expected of each

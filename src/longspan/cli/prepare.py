@@ -47,6 +47,9 @@ def add(commands: Any) -> None:
         action="store_true",
         help="keep the teacher's scores that longspan curate mine has written, for distillation",
     )
+    parser.add_argument(
+        "--cluster", metavar="COLUMN", help="column of the pair's cluster, as longspan curate cluster writes it"
+    )
     parser.add_argument("--query-task", metavar="TASK", help="task of the queries (search_query)")
     parser.add_argument("--document-task", metavar="TASK", help="task of the documents (search_document)")
     parser.add_argument(
@@ -164,7 +167,7 @@ def _sources(parsed: argparse.Namespace) -> list[Source]:
         read_sources,
     )
 
-    keys = ("query", "document", "negatives", "query_task", "document_task")
+    keys = ("query", "document", "negatives", "cluster", "query_task", "document_task")
     of_pairs = {key: getattr(parsed, key) for key in keys if getattr(parsed, key) is not None}
     if parsed.scores:
         of_pairs |= {"positive_score": POSITIVE_SCORE, "negative_scores": NEGATIVE_SCORES}

@@ -16,7 +16,7 @@ from longspan.data.skipped import stop_on_error
 from longspan.data.source import PairSource
 from longspan.files import sha256_json
 
-_NOT_READ = {"name", "files", "positive_score", "negative_scores"}
+_NOT_READ = {"name", "files", "positive_score", "negative_scores", "cluster"}
 """What a source says that changes no pair."""
 
 

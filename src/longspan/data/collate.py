@@ -209,10 +209,32 @@ class MaskedCollator:
         return masked, positions
 
 
-def pair_plan(dataset: Dataset, batch_size: int, seed: int) -> Plan:
-    """The plan over the sources of pairs: one source per batch."""
+def pair_plan(dataset: Dataset, batch_size: int, seed: int, *, by_cluster: bool = False) -> Plan:
+    """The plan over the sources of pairs: one source per batch.
+
+    Args:
+        by_cluster: of a source with clusters, one of them per batch.
+
+    Raises:
+        LongspanError: a source or a cluster cannot fill a batch; no source has clusters, and they are asked for.
+    """
     manifests = [source.manifest for source in dataset.sources]
-    sources = [PlannedSource(manifest.name, manifest.num_rows, manifest.weight) for manifest in manifests]
+    if by_cluster and not any(manifest.clusters for manifest in manifests):
+        raise LongspanError(
+            "no source has clusters that batches could come from",
+            where="objective.batches_of",
+            remedy="cluster the pairs (longspan curate cluster) and prepare the result with --cluster cluster",
+        )
+    sources = [
+        PlannedSource(
+            manifest.name,
+            manifest.num_rows,
+            manifest.weight,
+            clusters=manifest.clusters if by_cluster else (),
+            is_sorted=bool(manifest.clusters),
+        )
+        for manifest in manifests
+    ]
     return Plan(sources, batch_size, seed)
 
 

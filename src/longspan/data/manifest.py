@@ -95,6 +95,8 @@ class Manifest(Config):
     num_rows: int
     scores: bool = False
     """Whether the shards have a column of a teacher's scores."""
+    clusters: tuple[int, ...] = ()
+    """Rows of each cluster, where the rows are sorted by clusters; empty: they are in random order."""
     seed: int
     """Of the shuffle that put the rows in their order."""
     columns: dict[str, Lengths]

@@ -26,6 +26,7 @@ from longspan.data.source import Source
 from longspan.data.texts import Texts, read_texts, wordless
 from longspan.data.workers import Advance
 from longspan.data.writing import (
+    CLUSTER,
     SCORES,
     id_lists,
     id_type,
@@ -252,6 +253,8 @@ class _Rows:
             first_id += len(ids)
         if SCORES in schema.names:
             columns.append(score_lists([row.scores for row in rows]))
+        if CLUSTER in schema.names:
+            columns.append(pa.array([row.cluster for row in rows], type=pa.int32()))
         return pa.record_batch(columns, schema=schema)
 
     def _with_words(self, rows: list[Texts], counts: dict[str, np.ndarray], lengths_S: np.ndarray) -> list[Texts]:

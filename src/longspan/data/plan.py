@@ -8,6 +8,10 @@ One source per batch (paper, section 4.2.2) keeps the model from telling documen
 each row of a source is read once, except for the rest that does not fill a batch; other rows are left over in the next
 epoch.
 
+A batch may also come from one cluster of one source: each cluster is then to the plan what a source is otherwise, a
+stretch of rows of which the rest that fills no batch is left over, other rows in every epoch. The batches of all
+clusters and sources are mixed. The plan knows the sizes of the clusters, and nothing else of them.
+
 Prepared rows lie in random order already. So it is enough to shuffle them anew within windows, whose borders move from
 epoch to epoch: a batch then touches a few neighbouring shards instead of all of them.
 """
@@ -36,6 +40,10 @@ class PlannedSource:
     name: str
     num_rows: int
     weight: float = 1.0
+    clusters: tuple[int, ...] = ()
+    """Rows of each cluster, in their order, if a batch is to come from one; together `num_rows`."""
+    is_sorted: bool = False
+    """Whether the rows do not lie in random order, so that they have to be shuffled all together."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Plan:
 
     Attributes:
         steps_per_epoch: batches until every source has been read `weight` times.
+        left_over: for each source the rows that one reading leaves over, other ones in every epoch.
     """
 
     def __init__(self, sources: Sequence[PlannedSource], batch_size: int, seed: int, *, window: int = WINDOW) -> None:
@@ -62,16 +71,15 @@ class Plan:
         self.batch_size = batch_size
         self.seed = seed
         for source in self.sources:
-            if source.num_rows < batch_size:
-                raise LongspanError(
-                    f"source {source.name!r} has {source.num_rows} rows and cannot fill a batch of {batch_size}",
-                    where=f"source {source.name}",
-                    remedy="use a smaller batch_size, leave the source out, or merge it with a similar one",
-                )
-        self._full = [source.num_rows // batch_size for source in self.sources]
+            _check_filled(source, batch_size)
+        self._parts = [_Parts(source.clusters or (source.num_rows,), batch_size) for source in self.sources]
+        self._full = [int(parts.ends[-1]) for parts in self._parts]
         drawn = [max(1, round(source.weight * full)) for source, full in zip(self.sources, self._full, strict=True)]
         self._ends = np.cumsum(drawn)
         self.steps_per_epoch = int(self._ends[-1])
+        self.left_over = [
+            source.num_rows - full * batch_size for source, full in zip(self.sources, self._full, strict=True)
+        ]
 
     def __call__(self, step: int) -> PlannedBatch:
         """The batch of a step (from 0)."""
@@ -81,10 +89,45 @@ class Plan:
         number = slot - (int(self._ends[source - 1]) if source else 0)
         # A source with weight 2 is read twice in an epoch, in two different orders.
         reading, number = divmod(number, self._full[source])
-        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
         key = (self.seed, epoch, source + 1, reading)
-        rows = _shuffled_in_windows(places, self.sources[source].num_rows, self._window, key)
-        return PlannedBatch(source, rows)
+        parts, window, first = self._parts[source], self._window, 0
+        size = self.sources[source].num_rows
+        if self.sources[source].clusters:
+            # Of a weight that is no whole number only the first batches are read: not only those of the first clusters.
+            number = int(shuffled(np.array([number]), self._full[source], (*key, -2))[0])
+            part = int(np.searchsorted(parts.ends, number, side="right"))
+            number -= int(parts.ends[part - 1]) if part else 0
+            first, size, key = int(parts.firsts[part]), int(parts.sizes[part]), (*key, part)
+        elif self.sources[source].is_sorted:
+            window = size
+        places = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        return PlannedBatch(source, first + _shuffled_in_windows(places, size, window, key))
+
+
+class _Parts:
+    """The stretches of rows that fill batches by themselves: sizes, first rows, and how many batches end with each."""
+
+    def __init__(self, sizes: Sequence[int], batch_size: int) -> None:
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.firsts = np.cumsum(self.sizes) - self.sizes
+        self.ends = np.cumsum(self.sizes // batch_size)
+
+
+def _check_filled(source: PlannedSource, batch_size: int) -> None:
+    if source.num_rows < batch_size:
+        raise LongspanError(
+            f"source {source.name!r} has {source.num_rows} rows and cannot fill a batch of {batch_size}",
+            where=f"source {source.name}",
+            remedy="use a smaller batch_size, leave the source out, or merge it with a similar one",
+        )
+    small = [size for size in source.clusters if size < batch_size]
+    if small:
+        raise LongspanError(
+            f"{len(small)} of the {len(source.clusters)} clusters of source {source.name!r} cannot fill a batch of "
+            f"{batch_size}: their {sum(small)} rows would never be read",
+            where=f"source {source.name}",
+            remedy=f"cluster it with --at-least {batch_size} (longspan curate cluster), or use a smaller batch_size",
+        )
 
 
 def _shuffled_in_windows(places: np.ndarray, size: int, window: int, key: Sequence[int]) -> np.ndarray:

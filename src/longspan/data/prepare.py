@@ -21,7 +21,7 @@ from longspan.data.parts import Part
 from longspan.data.pieces import Piece, PieceSize, Stretch, Tokenised, Tools, cut, tokenise
 from longspan.data.places import filesystem_of, is_local
 from longspan.data.shards import VERIFIED, remember_verified
-from longspan.data.shuffle import Order, ShardTask, gather_shard
+from longspan.data.shuffle import ORDER, Order, ShardTask, gather_shard, sorted_by_cluster
 from longspan.data.skipped import SKIPPED, OnError, stop_on_error
 from longspan.data.source import PairSource, Source, check_names
 from longspan.data.workers import Advance, Workers, num_cores
@@ -43,7 +43,7 @@ PIECES = "pieces"
 """Folder of an unfinished source: its pieces, and the receipts of pieces and shards."""
 
 _REQUEST = "request.json"
-_LATER = ("positive_score", "negative_scores")
+_LATER = ("positive_score", "negative_scores", "cluster")
 
 
 def prepare(
@@ -105,7 +105,9 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
         folder=folder / PIECES,
         source=source,
         tokenizer=settings.tokenizer,
-        schema=row_schema(source.kind, settings.tokenizer.vocab_size, scores=_has_scores(source)),
+        schema=row_schema(
+            source.kind, settings.tokenizer.vocab_size, scores=_has_scores(source), cluster=_has_clusters(source)
+        ),
         stop=settings.on_error is stop_on_error,
         size=PIECE_SIZE,
     )
@@ -126,6 +128,8 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
             raise LongspanError(
                 f"source {source.name!r} has no rows", where=where, remedy="check its files and columns"
             )
+        if _has_clusters(source):
+            order = sorted_by_cluster(order)
         advance = counted(settings.progress, f"{source.name}: shuffling", order.num_rows)
         tasks = [ShardTask(order, folder / f"shard-{number:05d}.arrow", number) for number in range(order.num_shards)]
         shards = dict(workers.run(gather_shard, tasks, advance))
@@ -144,6 +148,7 @@ def _prepare_source(source: Source, parts: list[Part], folder: Path, settings: _
         num_rows=order.num_rows,
         seed=settings.seed,
         scores=_has_scores(source),
+        clusters=order.sizes,
         columns={name: Lengths.total(piece.lengths[name] for piece in pieces) for name in text_columns(tools.schema)},
         tokenizer=settings.tokenizer.fingerprint,
         request=request,
@@ -168,6 +173,10 @@ def _request(source: Source, hashes: list[str], settings: _Settings) -> str:
 
 def _has_scores(source: Source) -> bool:
     return isinstance(source, PairSource) and source.positive_score is not None
+
+
+def _has_clusters(source: Source) -> bool:
+    return isinstance(source, PairSource) and source.cluster is not None
 
 
 def _vouched(folder: Path, request: str, source: Source) -> Manifest:
@@ -246,7 +255,9 @@ def _refuse_strangers(folder: Path) -> None:
     unfinished = re.escape(UNFINISHED)
     named = "|".join(map(re.escape, (MANIFEST, VERIFIED, SKIPPED, PIECES)))
     ours = re.compile(rf"{named}|shard-\d{{5,}}\.arrow|{unfinished}.*")
-    our_pieces = re.compile(rf"{re.escape(_REQUEST)}|[\d-]+\.(arrow|json)|shard-\d{{5,}}\.json|{unfinished}.*")
+    our_pieces = re.compile(
+        rf"{re.escape(_REQUEST)}|{re.escape(ORDER)}|[\d-]+\.(arrow|json)|shard-\d{{5,}}\.json|{unfinished}.*"
+    )
     strangers = _others(folder, ours) or (_others(folder / PIECES, our_pieces) if (folder / PIECES).exists() else [])
     if strangers:
         raise LongspanError(

@@ -2,6 +2,9 @@
 
 Place p of the source holds row `shuffled(p)` of the raw files, by a keyed bijection that is computed place by place. So
 no process ever holds more than one shard, and the order depends on the number of rows and the seed alone.
+
+Rows that have clusters are sorted by them, in random order inside each: a batch of one cluster is then read from one
+place, and a plan needs to know no more than the sizes of the clusters. Their order is a file of 8 bytes for each row.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import pyarrow as pa
 from longspan.data.manifest import Shard
 from longspan.data.plan import shuffled
 from longspan.data.workers import Advance
-from longspan.data.writing import is_whole, map_shard, write_shard
-from longspan.files import read_json, write_json
+from longspan.data.writing import CLUSTER, is_whole, map_shard, write_shard
+from longspan.files import atomic_path, read_json, write_json
+
+ORDER = "order.npy"
 
 
 class Order(NamedTuple):
@@ -27,6 +32,8 @@ class Order(NamedTuple):
     Attributes:
         pieces: files of the folder, in the order of the raw files.
         starts: how many rows lie before each piece, and before the end.
+        sizes: of the clusters, in the order of their numbers, where rows have them; then `folder/order.npy` says which
+            row each place holds.
     """
 
     folder: Path
@@ -34,6 +41,7 @@ class Order(NamedTuple):
     starts: tuple[int, ...]
     rows_per_shard: int
     seed: int
+    sizes: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -52,6 +60,22 @@ class ShardTask(NamedTuple):
     order: Order
     path: Path
     number: int
+
+
+def sorted_by_cluster(order: Order) -> Order:
+    """The order in which clusters come one after the other; leaves it in its folder.
+
+    Raises:
+        LongspanError: the disk is full.
+    """
+    pieces = (map_shard(order.folder / piece).column(CLUSTER).to_numpy() for piece in order.pieces)
+    cluster_N = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
+    row_N = shuffled(np.arange(order.num_rows), order.num_rows, (order.seed,))
+    row_N = row_N[np.argsort(cluster_N[row_N], kind="stable")]
+    with atomic_path(order.folder / ORDER) as unfinished, open(unfinished, "wb") as stream:
+        np.save(stream, row_N)
+    _, counts = np.unique(cluster_N, return_counts=True)
+    return order._replace(sizes=tuple(counts.tolist()))
 
 
 def gather_shard(tools: object, task: ShardTask, advance: Advance) -> tuple[int, Shard]:
@@ -77,7 +101,10 @@ def gather_shard(tools: object, task: ShardTask, advance: Advance) -> tuple[int,
 def _gathered(order: Order, number: int) -> pa.RecordBatch:
     first = number * order.rows_per_shard
     places = np.arange(first, min(first + order.rows_per_shard, order.num_rows))
-    rows = shuffled(places, order.num_rows, (order.seed,))
+    if order.sizes:
+        rows = np.load(order.folder / ORDER, mmap_mode="r")[places]
+    else:
+        rows = shuffled(places, order.num_rows, (order.seed,))
     ascending = np.argsort(rows)
     back = np.empty_like(ascending)
     back[ascending] = np.arange(len(rows))

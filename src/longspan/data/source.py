@@ -25,6 +25,8 @@ SourceName = Annotated[str, AfterValidator(_check_name)]
 
 POSITIVE_SCORE, NEGATIVE_SCORES = "positive_score", "negative_scores"
 """The columns in which mining leaves the scores of its teacher."""
+CLUSTER = "cluster"
+"""The column in which clustering leaves the number of a pair's cluster."""
 
 Layout = Literal["files", "text", "hub", "release", "beir", "mteb"]
 """How a source's rows lie: in files; in a folder of running texts; in a folder as on the Hugging Face hub; as the
@@ -102,6 +104,8 @@ class PairSource(_AnySource):
     """Column of a teacher's score of the pair, for distillation; `curate mine` writes `positive_score`."""
     negative_scores: str | None = None
     """Column that lists the teacher's scores of the negatives, in their order; `curate mine`: `negative_scores`."""
+    cluster: str | None = None
+    """Column of the number of the pair's cluster, for batches that come from one; `curate cluster` writes `cluster`."""
     query_task: Task = "search_query"
     document_task: Task = "search_document"
     weight: float = Field(default=1.0, gt=0)
@@ -120,7 +124,7 @@ class PairSource(_AnySource):
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read."""
-        named = (self.query, self.document, self.negatives, self.positive_score, self.negative_scores)
+        named = (self.query, self.document, self.negatives, self.positive_score, self.negative_scores, self.cluster)
         return tuple(column for column in named if column is not None)
 
     def misplaced(self, layout: Layout) -> str | None:

@@ -20,12 +20,14 @@ class Texts(NamedTuple):
 
     Attributes:
         scores: a teacher's, of the document and then of the negatives, where the source has them.
+        cluster: number of the pair's cluster, where the source has them.
     """
 
     file: str
     number: int
     columns: dict[str, list[str]]
     scores: tuple[float, ...] = ()
+    cluster: int | None = None
 
 
 def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) -> Iterator[Texts]:
@@ -39,11 +41,11 @@ def read_texts(source: Source, part: Part, on_error: OnError = stop_on_error) ->
     for number, row in part.read(source, on_error):
         try:
             columns = {name: read(row, column) for name, column, read in wanted}
-            scores = _scores(source, row, columns)
+            scores, cluster = _scores(source, row, columns), _cluster(source, row)
         except Unfit as unfit:
             on_error(_broken_row(unfit.what, part.name, number, unfit.remedy, row))
             continue
-        yield Texts(part.name, number, columns, scores)
+        yield Texts(part.name, number, columns, scores, cluster)
 
 
 def wordless(source: Source, texts: Texts, column: str) -> BrokenRow:
@@ -86,6 +88,15 @@ def _scores(source: Source, row: Row, columns: dict[str, list[str]]) -> tuple[fl
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in scores):
         raise Unfit("a score is not a number", _CORRECT_OR_SKIP)
     return tuple(map(float, scores))
+
+
+def _cluster(source: Source, row: Row) -> int | None:
+    if isinstance(source, TextSource) or source.cluster is None:
+        return None
+    cluster = value_of(row, source.cluster)
+    if not isinstance(cluster, int) or isinstance(cluster, bool) or not 0 <= cluster < 2**31:
+        raise Unfit(f"{source.cluster!r} is not the number of a cluster", _CORRECT_OR_SKIP)
+    return cluster
 
 
 def _none(row: Row, column: str) -> list[str]:

@@ -22,18 +22,23 @@ SCORES = "scores"
 """Column of a teacher's scores, float32: of the document, then of the negatives in their order."""
 
 
-def row_schema(kind: str, vocab_size: int, *, scores: bool = False) -> pa.Schema:
+CLUSTER = "cluster"
+"""Column of the number of a row's cluster, int32."""
+
+
+def row_schema(kind: str, vocab_size: int, *, scores: bool = False, cluster: bool = False) -> pa.Schema:
     """The columns of a prepared source ("pairs" or "text"); ids are uint16 where the vocabulary fits, else int32."""
     ids = pa.large_list(pa.uint16() if vocab_size <= _SMALL_VOCABULARY else pa.int32())
     if kind == "text":
         return pa.schema({"text": ids})
     columns: dict[str, pa.DataType] = {"query": ids, "document": ids, "negatives": pa.large_list(ids)}
-    return pa.schema(columns | {SCORES: pa.large_list(pa.float32())} if scores else columns)
+    columns |= {SCORES: pa.large_list(pa.float32())} if scores else {}
+    return pa.schema(columns | ({CLUSTER: pa.int32()} if cluster else {}))
 
 
 def text_columns(schema: pa.Schema) -> list[str]:
     """The columns of a `row_schema` that hold token ids."""
-    return [name for name in schema.names if name != SCORES]
+    return [name for name in schema.names if name not in (SCORES, CLUSTER)]
 
 
 def write_shard(path: Path, columns: Sequence[pa.Array], schema: pa.Schema) -> Shard:

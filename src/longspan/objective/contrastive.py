@@ -24,6 +24,9 @@ class ContrastiveConfig(InfoNCEConfig):
     """InfoNCE over query-document pairs: what is compared, and what bounds memory."""
 
     kind: Literal["contrastive"] = "contrastive"
+    batches_of: Literal["source", "cluster"] = "source"
+    """Whether the pairs of a batch come from one source (paper, section 4.2.2), or also from one of its clusters, where
+    it has them (Merrick, 2024)."""
     num_negatives: int = Field(default=0, ge=0)
     """H: mined negatives drawn for each query in each step."""
     negatives_for: Literal["own", "all"] = "own"

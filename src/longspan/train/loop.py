@@ -174,7 +174,10 @@ def _go(run: Run, stage: Stage, world: World, device: torch.device, options: Opt
         tidy_checkpoints(run.checkpoints, keep=config.keep_checkpoints)
         sweep_unfinished(run.folder)
         trim_metrics(run.metrics, first_step)
-        run.record_start({"processes": world.size, "device": str(device), "parallel": engine})
+        left_over = [f"{name}: {count:,}" for name, count in stage.left_over.items()]
+        run.record_start(
+            {"processes": world.size, "device": str(device), "parallel": engine, "rows_left_over": left_over}
+        )
         training.history.extend(run.logged())
     training.steps(first_step)
     on_first_process(world, device, lambda: _finish(run, stage, sharded=is_sharded(stage.model)))

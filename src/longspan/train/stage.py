@@ -53,6 +53,8 @@ class Stage:
     objective: Objective
     loader: Loader[Any]
     total_steps: int
+    left_over: dict[str, int]
+    """Rows that one epoch does not read, because they fill no batch, by source; other ones in every epoch."""
     data_fingerprint: str
     tokenizer: Tokenizer
     save_model: Callable[[Path], None]
@@ -113,6 +115,7 @@ def _masked(
         objective=MaskedLanguageModelling(settings, world=world, autocast=autocast),
         loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
         total_steps=_total_steps(config, plan),
+        left_over=_left_over(plan),
         data_fingerprint=dataset.fingerprint,
         tokenizer=tokenizer,
         save_model=save_model,
@@ -139,7 +142,7 @@ def _contrastive(
         scores=settings.distillation is not None,
         seed=config.seed,
     )
-    plan = pair_plan(dataset, config.batch_size, config.seed)
+    plan = pair_plan(dataset, config.batch_size, config.seed, by_cluster=settings.batches_of == "cluster")
     encoder = _encoder(config, tokenizer, shape)
     settings.check_width(encoder.config.width)
     if shape is None and config.init is None:
@@ -160,6 +163,7 @@ def _contrastive(
         objective=Contrastive(settings, world=world, autocast=autocast),
         loader=Loader(plan, collate, rank=world.rank, world_size=world.size),
         total_steps=_total_steps(config, plan),
+        left_over=_left_over(plan),
         data_fingerprint=dataset.fingerprint,
         tokenizer=tokenizer,
         save_model=save_model,
@@ -198,6 +202,10 @@ def embedding_config(config: TrainConfig, pooling: str) -> EmbeddingConfig:
     return EmbeddingConfig.parse(
         {"pooling": pooling, "max_length": config.max_length, "prefixes": config.prefixes}, where=config.recipe
     )
+
+
+def _left_over(plan: Plan) -> dict[str, int]:
+    return {source.name: count for source, count in zip(plan.sources, plan.left_over, strict=True)}
 
 
 def _total_steps(config: TrainConfig, plan: Plan) -> int:
