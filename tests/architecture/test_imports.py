@@ -56,6 +56,7 @@ HEAVY_OPTIONAL = (
     "mteb",
     "onnx",
     "onnxruntime",
+    "peft",
     "prometheus_client",
     "ray",
     "rensa",

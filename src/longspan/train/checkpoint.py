@@ -1,8 +1,8 @@
 """Checkpoints: whole or absent, verified on reading, the same whatever the engine and the number of processes.
 
-A checkpoint is a folder `step-NNNNNNNN` with the weights and the optimiser's state as safetensors, each tensor whole,
-and a `state.json`: the step, the best step so far, what the checkpoint belongs to (data, shape, configuration) and was
-made with (versions, code), the hash of both files, and a checksum over itself. No random state is kept because none is
+A checkpoint is a folder `step-NNNNNNNN` with the trained weights and the optimiser's state as safetensors, each tensor
+whole, and a `state.json`: the step, the best step so far, what the checkpoint belongs to (data, shape, configuration) and
+was made with (versions, code), the hash of both files, and a checksum over itself. No random state is kept because none is
 used: every draw in training is a function of (seed, step, row), and there is no dropout.
 """
 
@@ -66,13 +66,19 @@ def take_snapshot(
     best: Best | None = None,
     keep: bool = True,
 ) -> Snapshot:
-    """Copy weights and optimiser's state to the CPU, tensor by tensor; collective where the model is sharded.
+    """Copy the trained weights and the optimiser's state to the CPU, tensor by tensor; collective with a sharded model.
 
     Args:
         keep: False on the ranks that only lend their shards: their snapshot stays empty.
     """
-    weights, state = model.state_dict(), _optimizer_tensors(model, optimizer)
+    weights, state = _trained(model), _optimizer_tensors(model, optimizer)
     return Snapshot(step, _copies(weights, keep=keep), _copies(state, keep=keep), about, best)
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """All weights but those that are frozen, which a run keeps elsewhere."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _copies(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
@@ -174,12 +180,12 @@ def load_checkpoint(
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint into `model`, sharded or not, without verifying the files.
+    """Put the weights of a checkpoint into `model`, sharded or not, without verifying the files; frozen ones stay.
 
     Raises:
         LongspanError: the weights are another model's.
     """
-    weights, into = read_safetensors(path / MODEL), model.state_dict()
+    weights, into = read_safetensors(path / MODEL), _trained(model)
     _check_shapes(weights, into, path)
     with torch.no_grad():
         for name, tensor in into.items():

@@ -11,6 +11,7 @@ from longspan.model.config import EncoderConfig
 from longspan.objective.contrastive import ContrastiveConfig
 from longspan.objective.mlm import MaskedConfig
 from longspan.text.tasks import PREFIXES
+from longspan.train.lora import LoraSettings
 from longspan.train.optim import OptimConfig
 from longspan.train.parallel import Engine
 from longspan.train.schedule import ScheduleConfig
@@ -58,6 +59,8 @@ class TrainConfig(Config):
     more arithmetic for a fraction of the memory (Chen et al., 2016)."""
     compile: bool = False
     """Let torch.compile fuse what is between the matrix products of a block. Rounds a little differently."""
+    lora: LoraSettings = LoraSettings()
+    """Train low-rank adapters on the encoder's linear layers instead of its weights."""
     seed: int = 0
     max_length: int = Field(default=8192, gt=0)
     """Longest text, in tokens, that the finished model reads."""
@@ -84,6 +87,15 @@ class TrainConfig(Config):
     def _one_start(self) -> TrainConfig:
         if (self.init is None) == (self.encoder is None):
             raise ValueError("give either init (a model to start from) or encoder (a shape to start from scratch)")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> TrainConfig:
+        if self.lora.rank and (self.init is None or self.objective.kind != "contrastive" or self.parallel != "ddp"):
+            raise ValueError(
+                "lora adapts a trained model (init) by contrastive training with parallel=ddp: set lora.rank to 0, or "
+                "change what does not fit"
+            )
         return self
 
     @model_validator(mode="after")

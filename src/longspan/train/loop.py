@@ -50,9 +50,11 @@ from longspan.train.parallel import (
     shard_model,
 )
 from longspan.train.run import (
+    BASE,
     CHECKPOINTS,
     ENVIRONMENT,
     TOKENIZER,
+    WEIGHTS,
     Run,
     RunSettings,
     create_run,
@@ -133,8 +135,9 @@ def resume(folder: Path, **options: Any) -> Run:
     if run.finished:
         return run
     _check_options(run.config, chosen)
+    run.check_base()
     with _world(chosen.device) as (place, world), _locked(folder, world, place):
-        stage = build_stage(run.config, world, place, shape=run.settings.encoder)
+        stage = build_stage(run.config, world, place, shape=run.settings.encoder, base=run.base)
         if stage.data_fingerprint != run.settings.data_fingerprint:
             raise LongspanError(
                 "the prepared data is not the data this run was started on",
@@ -146,14 +149,19 @@ def resume(folder: Path, **options: Any) -> Run:
 
 def _create(out: Path, config: TrainConfig, stage: Stage) -> None:
     refuse_occupied(out)  # again, now that nobody else can begin
+    # run.json comes last: with it, the directory has all that the run will need.
+    stage.tokenizer.save(out / TOKENIZER)
+    base_sha256 = None
+    if config.lora.rank:
+        stage.save_model(out / BASE)  # adapters begin at zero: so far it is the model that they are put on
+        base_sha256 = sha256_file(out / BASE / WEIGHTS)
     settings = RunSettings(
         config=config,
         encoder=stage.encoder,
         data_fingerprint=stage.data_fingerprint,
         total_steps=stage.total_steps,
+        base_sha256=base_sha256,
     )
-    # run.json comes last: with it, the directory has all that the run will need.
-    stage.tokenizer.save(out / TOKENIZER)
     optimizer = build_optimizer(stage.model, config.optim)
     first = take_snapshot(0, stage.model, optimizer, settings.about())
     write_checkpoint(out / CHECKPOINTS, first, keep=config.keep_checkpoints)
@@ -207,9 +215,11 @@ class _Training:
         self._world, self._device = world, device
         self._options, self._about, self._best = options, about, best
         self._evaluators = options.evaluators or {}
-        self._peak = options.peak_flops or known_peak(device, run.config.precision)
-        if self._peak is None and options.measure_peak:
-            self._peak = measured_peak(device, run.config.precision)
+        self._peak = None
+        if not run.config.lora.rank:  # frozen weights take fewer operations than are counted
+            self._peak = options.peak_flops or known_peak(device, run.config.precision)
+            if self._peak is None and options.measure_peak:
+                self._peak = measured_peak(device, run.config.precision)
         self._num_skipped = 0
 
     def steps(self, first_step: int) -> None:
@@ -358,10 +368,10 @@ class _Training:
 def _finish(run: Run, stage: Stage, *, sharded: bool) -> None:
     best = best_checkpoint(run.checkpoints) if run.config.published == "best" else None
     if sharded or best is not None:  # no process has these weights whole: they are read back from a checkpoint
-        stage = build_stage(run.config, Alone(), torch.device("cpu"), shape=run.settings.encoder)
+        stage = build_stage(run.config, Alone(), torch.device("cpu"), shape=run.settings.encoder, base=run.base)
         load_weights(best or newest_checkpoint(run.checkpoints), stage.model)
     stage.save_model(run.model)
-    weights = sha256_file(run.model / "model.safetensors")
+    weights = sha256_file(run.model / WEIGHTS)
     # The loss is read back: a run that was killed right here is resumed without a step to do.
     run.finish({"steps": run.total_steps, "loss": run.logged()[-1]["loss"], "model_sha256": weights})
 
@@ -397,6 +407,10 @@ def _check_options(config: TrainConfig, options: Options) -> None:
         summary_writer()
     if options.wandb is not None:
         wandb()
+    if config.lora.rank and options.parallel not in (None, "ddp"):
+        raise LongspanError(
+            "adapters are trained with the whole model on every process", where="--parallel", remedy="use ddp"
+        )
     if not options.evaluators and (config.evaluate_every is not None or config.best_metric is not None):
         key = "best_metric" if config.evaluate_every is None else "evaluate_every"
         raise LongspanError(

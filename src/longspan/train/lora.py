@@ -1,8 +1,8 @@
-"""Low-rank adapters on the encoder's linear layers, through peft: a few weights are trained, and the rest stays frozen.
+"""Low-rank adapters on the encoder's linear layers, through peft: a few weights are trained, and the rest is frozen.
 
-LoRA (Hu et al., 2021): a layer `y = W x` becomes `y = W x + (alpha / rank) B A x`, with A (rank, in) drawn at random and
-B (out, rank) zero, so that training begins at the model itself. At the end `W + (alpha / rank) B A` takes the place of W,
-and the finished model is one like any other.
+LoRA (Hu et al., 2021): a layer `y = W x` becomes `y = W x + (alpha / rank) B A x`, with A (rank, in) drawn at random
+and B (out, rank) zero, so that training begins at the model itself. At the end `W + (alpha / rank) B A` takes the place
+of W, and the finished model is one like any other.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 tokenizer.json    the data's tokenizer
 checkpoints/      step-NNNNNNNN/, from step 0 on
+base/             the frozen model, in the published layout, where only adapters on it are trained
 run.json          configuration, shape of the encoder, data fingerprint, number of steps; written last of the start
 lock              who works on the run (see train/lock.py)
 environment.jsonl one line per start and resume: code, versions, machine
@@ -11,7 +12,8 @@ model/            the finished model, in the published layout
 finished.json     written last of all; from then on nothing in the directory changes
 
 A directory with a run.json can go on with nothing but itself and the prepared data: the model that it was initialised
-from is in its first checkpoint. A directory without one is what a killed start left, and can be started into again.
+from is in its first checkpoint, or in base/. A directory without one is what a killed start left, and can be started
+into again.
 """
 
 from __future__ import annotations
@@ -32,13 +34,14 @@ from pydantic import Field
 from longspan import __version__
 from longspan.config import Config
 from longspan.errors import LongspanError
-from longspan.files import UNFINISHED, read_json, sweep_unfinished, write_json, write_text
+from longspan.files import UNFINISHED, read_json, sha256_file, sweep_unfinished, write_json, write_text
 from longspan.model.config import EncoderConfig
 from longspan.train.config import TrainConfig
 from longspan.train.lock import LOCK
 
 RUN, FINISHED, ENVIRONMENT = "run.json", "finished.json", "environment.jsonl"
 TOKENIZER, CHECKPOINTS, FIRST_CHECKPOINT = "tokenizer.json", "checkpoints", "step-00000000"
+BASE, WEIGHTS = "base", "model.safetensors"
 
 
 class RunSettings(Config):
@@ -51,6 +54,8 @@ class RunSettings(Config):
     """Of the prepared data."""
     total_steps: int = Field(gt=0)
     """Optimiser steps of the whole run."""
+    base_sha256: str | None = None
+    """Of the weights in base/, where only adapters on them are trained."""
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint of this run belongs to, and is made with: plain JSON values without the time."""
@@ -96,6 +101,10 @@ class Run:
         return self.folder / CHECKPOINTS
 
     @property
+    def base(self) -> Path:
+        return self.folder / BASE
+
+    @property
     def model(self) -> Path:
         return self.folder / "model"
 
@@ -112,6 +121,20 @@ class Run:
         if not self.metrics.is_file():
             return []
         return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+
+    def check_base(self) -> None:
+        """Make sure that the frozen model, if there is one, is what the run was started on.
+
+        Raises:
+            LongspanError: it is missing or was changed.
+        """
+        weights, expected = self.base / WEIGHTS, self.settings.base_sha256
+        if expected is not None and not (weights.is_file() and sha256_file(weights) == expected):
+            raise LongspanError(
+                "the frozen model is not the one that the run was started on",
+                where=weights,
+                remedy="restore it from a copy, or start a new run",
+            )
 
     def record_start(self, facts: dict[str, Any]) -> None:
         """Add a line to `environment.jsonl`: the environment and `facts` of this start."""
@@ -146,7 +169,7 @@ def refuse_occupied(folder: Path) -> None:
 def _of_a_killed_start(path: Path) -> bool:
     if path.name == CHECKPOINTS and path.is_dir():
         return all(_unfinished(inner) or inner.name == FIRST_CHECKPOINT for inner in path.iterdir())
-    return _unfinished(path) or path.name in (TOKENIZER, LOCK)
+    return _unfinished(path) or path.name in (TOKENIZER, BASE, LOCK)
 
 
 def _unfinished(path: Path) -> bool:

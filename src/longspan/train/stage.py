@@ -34,6 +34,7 @@ from longspan.objective.temperature import TemperedEncoder
 from longspan.objective.world import World
 from longspan.text.tokenizer import Tokenizer
 from longspan.train.config import TrainConfig
+from longspan.train.lora import add_adapters, merged
 
 
 class Objective(Protocol):
@@ -61,13 +62,19 @@ class Stage:
 
 
 def build_stage(
-    config: TrainConfig, world: World, device: torch.device, *, shape: EncoderConfig | None = None
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    *,
+    shape: EncoderConfig | None = None,
+    base: Path | None = None,
 ) -> Stage:
     """Open the data, build the model, and join them.
 
     Args:
         shape: of the encoder of a run that has checkpoints; its first weights are then neither drawn nor read from
             `config.init`, for they will come from a checkpoint.
+        base: where such a run keeps the frozen weights, if it trains adapters: its checkpoints do not have them.
 
     Raises:
         LongspanError: data or model are missing or do not fit each other.
@@ -75,7 +82,7 @@ def build_stage(
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     if isinstance(config.objective, MaskedConfig):
         return _masked(config, config.objective, world, device, autocast, shape)
-    return _contrastive(config, config.objective, world, device, autocast, shape)
+    return _contrastive(config, config.objective, world, device, autocast, shape, base)
 
 
 def _masked(
@@ -129,6 +136,7 @@ def _contrastive(
     device: torch.device,
     autocast: torch.dtype | None,
     shape: EncoderConfig | None,
+    base: Path | None,
 ) -> Stage:
     dataset = Dataset(Path(config.data), "pairs", only=config.sources)
     tokenizer = dataset.tokenizer
@@ -147,6 +155,10 @@ def _contrastive(
     settings.check_width(encoder.config.width)
     if shape is None and config.init is None:
         initialize(encoder, config.seed)
+    if config.lora.rank:
+        if shape is not None and base is not None:
+            encoder.load_state_dict(load_encoder(base).state_dict())
+        add_adapters(encoder, config.lora, config.seed)
     model = (
         TemperedEncoder(encoder, settings.pooling, settings.temperature)
         if settings.learn_temperature
@@ -155,7 +167,7 @@ def _contrastive(
 
     def save_model(folder: Path) -> None:
         with atomic_path(folder) as unfinished:
-            write_model(unfinished, model.encoder, tokenizer, embedding_config(config, settings.pooling))
+            write_model(unfinished, merged(model.encoder), tokenizer, embedding_config(config, settings.pooling))
 
     return Stage(
         model=model.to(device),
