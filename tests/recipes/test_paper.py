@@ -3,13 +3,12 @@
 import inspect
 import re
 import shlex
+from typing import Any
 
 import pytest
 
 from longspan.data.catalog import catalog
 from longspan.model.config import EncoderConfig
-from longspan.objective.contrastive import ContrastiveConfig
-from longspan.objective.mlm import MaskedConfig
 from longspan.recipes.ablated import ablated
 from longspan.recipes.catalog import RECIPES, build_recipe
 from longspan.recipes.contrastive import contrastive
@@ -20,25 +19,95 @@ from longspan.train.config import TrainConfig
 PAPER = ("mlm", "contrastive", "finetune", "ablated")
 
 
-def test_masked_language_modelling_is_section_4_1_2():
-    config = mlm("data")
-    assert isinstance(config.objective, MaskedConfig)
-    assert config.objective.mask_rate == 0.30
-    assert config.objective.row_length == 2048
-    assert not config.objective.within_documents, "packed across documents"
-    assert config.batch_size == 4096
-    assert (config.optim.lr, config.optim.beta1, config.optim.beta2) == (5e-4, 0.9, 0.98)
-    assert config.optim.weight_decay == 1e-5
-    assert config.optim.clip_norm is None, "gradient clipping is disabled"
-    assert config.precision == "bf16"
-    assert config.init is None
-    assert config.max_steps == 100_000  # Table 2
-    # A linear warm-up of 6 % of the steps and a linear decay to 0.
-    factor = config.schedule.factor
-    assert factor(5_999, 100_000) == 1.0
-    assert factor(2_999, 100_000) == pytest.approx(0.5)
-    assert factor(53_000, 100_000) == pytest.approx(0.5)
+NUMBERS: dict[str, list[tuple[str, str, Any]]] = {
+    "mlm": [
+        ("4.1.2: a 30 % masking rate", "objective.mask_rate", 0.30),
+        ("4.1.2: all stages with 2,048 tokens", "objective.row_length", 2048),
+        ("4.1.1: documents are packed together", "objective.within_documents", False),
+        ("4.1.2: a global batch size of 4,096", "batch_size", 4096),
+        ("4.1.2: a max learning rate of 5e-4", "optim.lr", 5e-4),
+        ("4.1.2: beta 1 is 0.9", "optim.beta1", 0.9),
+        ("4.1.2: beta 2 is 0.98", "optim.beta2", 0.98),
+        ("4.1.2: weight decay of 1e-5", "optim.weight_decay", 1e-5),
+        ("4.1.2: gradient clipping is disabled", "optim.clip_norm", None),
+        ("4.1.2: a linear warm-up of 6 % of the steps", "schedule.warmup_fraction", 0.06),
+        ("4.1.2: a linear decay to 0", "schedule.kind", "linear"),
+        ("4.1.2: bfloat16 mixed precision", "precision", "bf16"),
+        ("Table 2: 100,000 steps", "max_steps", 100_000),
+        ("it begins with random weights", "init", None),
+    ],
+    "contrastive": [
+        ("4.2.2: initialised with nomic-bert-2048", "init", "runs/mlm"),
+        ("4.2.2: a global batch size of 16,384", "batch_size", 16_384),
+        ("4.2.2: a learning rate of 2e-4", "optim.lr", 2e-4),
+        ("4.2.2: beta 1 is 0.9", "optim.beta1", 0.9),
+        ("4.2.2: beta 2 is 0.999", "optim.beta2", 0.999),
+        ("4.2.2: weight decay of 0.01", "optim.weight_decay", 0.01),
+        ("4.2.2: clipping at 1.0", "optim.clip_norm", 1.0),
+        ("4.2.2: a warm-up of 700 steps", "schedule.warmup_steps", 700),
+        ("4.2.2: an inverse square root decay", "schedule.kind", "inverse_sqrt"),
+        ("4.2.2: a batch comes from one source", "objective.batches_of", "source"),
+        ("4.2.2: a query of 2,048 tokens", "objective.max_query_tokens", 2048),
+        ("4.2.2: a document of 2,048 tokens", "objective.max_document_tokens", 2048),
+        ("4.2.2: one epoch", "epochs", 1.0),
+        ("4.2.2: one epoch, whatever its steps", "max_steps", None),
+        ("4.2.2: mixed precision", "precision", "bf16"),
+        ("equation (1): no mined negatives", "objective.num_negatives", 0),
+        ("equation (1): query to document", "objective.directions", ("query_to_doc",)),
+        ("equation (1): all documents are in the sum", "objective.mask_duplicates", False),
+        ("3.2: mean pooling", "objective.pooling", "mean"),
+        ("not in the paper: a scale of 50", "objective.temperature", 1 / 50),
+    ],
+    "finetune": [
+        ("4.2.5: one epoch", "epochs", 1.0),
+        ("4.2.5: one epoch, whatever its steps", "max_steps", None),
+        ("4.2.5: seven hard negatives", "objective.num_negatives", 7),
+        ("4.2.5: a batch size of 256", "batch_size", 256),
+        ("4.2.5: a learning rate of 2e-5", "optim.lr", 2e-5),
+        ("4.2.5: beta 1 is 0.9", "optim.beta1", 0.9),
+        ("4.2.5: beta 2 is 0.999", "optim.beta2", 0.999),
+        ("4.2.5: weight decay of 0.01", "optim.weight_decay", 0.01),
+        ("4.2.5: clipping at 1.0", "optim.clip_norm", 1.0),
+        ("4.2.5: a warm-up of 400 steps", "schedule.warmup_steps", 400),
+        ("4.2.5: a linear cooldown to 0", "schedule.kind", "linear"),
+        ("4.1.2: all stages with 2,048 tokens: queries", "objective.max_query_tokens", 2048),
+        ("4.1.2: all stages with 2,048 tokens: documents", "objective.max_document_tokens", 2048),
+        ("4.2.4: a batch comes from one source", "objective.batches_of", "source"),
+        ("equation (2): a query's own negatives", "objective.negatives_for", "own"),
+        ("equation (2): all documents are in the sum", "objective.mask_duplicates", False),
+        ("it goes on from contrastive pretraining", "init", "runs/contrastive"),
+        ("not in the paper: a scale of 50", "objective.temperature", 1 / 50),
+    ],
+}
+"""Recipe -> what the paper says and where, the setting, its value."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "value"),
+    [
+        pytest.param(*(recipe, key, value), id=f"{recipe}, {said}")
+        for recipe in NUMBERS
+        for said, key, value in NUMBERS[recipe]
+    ],
+)
+def test_every_number_of_the_paper_is_in_its_place(recipe: str, setting: str, value: Any) -> None:
+    found: Any = RECIPES[recipe]("data")
+    for name in setting.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_the_schedules_are_the_papers():
+    # Linear warm-up of 6 % of the steps, linear decay to 0; 700 steps, inverse square root; 400 steps, linear to 0.
+    factor = mlm("data").schedule.factor
+    assert [factor(step, 100_000) for step in (2_999, 5_999, 53_000)] == pytest.approx([0.5, 1, 0.5])
     assert factor(99_999, 100_000) == pytest.approx(0.0, abs=2e-5)
+    factor = contrastive("data").schedule.factor
+    found = [factor(step, 14_316) for step in (349, 699, 2_799, 6_299)]
+    assert found == pytest.approx([0.5, 1, 1 / 2, 1 / 3])
+    factor = finetune("data").schedule.factor
+    assert [factor(step, 6_400) for step in (199, 399, 3_400)] == pytest.approx([0.5, 1, 0.5])
+    assert factor(6_399, 6_400) == pytest.approx(0.0, abs=2e-4)
 
 
 def test_the_encoder_is_nomic_bert_2048():
@@ -52,46 +121,6 @@ def test_the_encoder_is_nomic_bert_2048():
     assert encoder.trained_length == 2048
     assert encoder.padded_vocab_size == 30528, "a multiple of 64"
     assert (encoder.max_length, encoder.ntk_alpha) == (8192, 2)  # section 5.2.2
-
-
-def test_contrastive_pretraining_is_section_4_2_2():
-    config = contrastive("data")
-    assert isinstance(config.objective, ContrastiveConfig)
-    assert config.objective.num_negatives == 0
-    assert (config.objective.max_query_tokens, config.objective.max_document_tokens) == (2048, 2048)
-    assert config.objective.pooling == "mean"
-    assert config.objective.temperature == 0.02  # not in the paper: the released configuration's scale of 50
-    assert config.batch_size == 16_384
-    assert (config.optim.lr, config.optim.beta1, config.optim.beta2) == (2e-4, 0.9, 0.999)
-    assert config.optim.weight_decay == 0.01
-    assert config.optim.clip_norm == 1.0
-    assert (config.epochs, config.max_steps) == (1.0, None)
-    assert config.init == "runs/mlm", "it starts from nomic-bert-2048"
-    # A linear warm-up of 700 steps and an inverse square root decay.
-    factor = config.schedule.factor
-    assert factor(699, 14_316) == 1.0
-    assert factor(349, 14_316) == pytest.approx(0.5)
-    assert factor(2_799, 14_316) == pytest.approx(0.5)
-    assert factor(6_299, 14_316) == pytest.approx(1 / 3)
-
-
-def test_finetuning_is_section_4_2_5():
-    config = finetune("data")
-    assert isinstance(config.objective, ContrastiveConfig)
-    assert config.objective.num_negatives == 7
-    assert config.objective.negatives_for == "own"  # equation (2)
-    assert config.objective.temperature == 0.02
-    assert config.batch_size == 256
-    assert (config.optim.lr, config.optim.beta1, config.optim.beta2) == (2e-5, 0.9, 0.999)
-    assert config.optim.weight_decay == 0.01
-    assert config.optim.clip_norm == 1.0
-    assert (config.epochs, config.max_steps) == (1.0, None), "more than one epoch hurts"
-    # A linear warm-up of 400 steps and a linear cooldown to 0.
-    factor = config.schedule.factor
-    assert factor(399, 6_400) == 1.0
-    assert factor(199, 6_400) == pytest.approx(0.5)
-    assert factor(3_400, 6_400) == pytest.approx(0.5)
-    assert factor(6_399, 6_400) == pytest.approx(0.0, abs=2e-4)
 
 
 def test_the_ablated_recipe_is_finetuning_without_three_of_the_data_sets():
@@ -124,6 +153,15 @@ def test_a_recipes_card_says_how_to_repeat_it(name):
     command = re.search(r"^Command: (.+)", card, re.MULTILINE)
     assert command is not None
     assert name in command[1] or "longspan demo" in command[1]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_card_of_the_paper_says_what_it_costs_and_where_the_released_weights_differ(name):
+    card = inspect.getdoc(RECIPES[name]) or ""
+    for label in ("Paper", "Command", "Hardware", "Hours", "Memory", "Expected", "Differs"):
+        assert re.search(rf"^{label}: .+", card, re.MULTILINE), label
+    changes = dict(change.rstrip(".,:").split("=") for change in re.findall(r"--set (\S+)", card))
+    assert isinstance(build_recipe(name, "data", None, changes), TrainConfig), "what a card offers to set, is a setting"
 
 
 @pytest.mark.parametrize("name", PAPER)

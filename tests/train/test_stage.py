@@ -72,8 +72,11 @@ def test_random_weights_are_the_seeds(text_data: Path, pair_data: Path) -> None:
         assert not _equal(_build(config.replace({"seed": 4}, where="test")).model, first.model)
 
 
-def test_contrastive_training_goes_on_from_the_encoder(pair_data: Path, teacher: Path) -> None:
-    for init in (teacher, teacher / "model"):
+def test_contrastive_training_goes_on_from_the_encoder(
+    pair_data: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"owner/name": teacher / "model"}[name])
+    for init in (teacher, teacher / "model", Path("owner/name")):  # a run, a published folder, a model of the hub
         stage = _build(_from(tiny.contrastive_config(pair_data), init))
         assert isinstance(stage.model, PooledEncoder)
         assert _equal(stage.model.encoder, load_encoder(teacher / "model"))

@@ -1,9 +1,9 @@
 """Checkpoints: whole or absent, verified on reading, the same whatever the engine and the number of processes.
 
 A checkpoint is a folder `step-NNNNNNNN` with the trained weights and the optimiser's state as safetensors, each tensor
-whole, and a `state.json`: the step, the best step so far, what the checkpoint belongs to (data, shape, configuration) and
-was made with (versions, code), the hash of both files, and a checksum over itself. No random state is kept because none is
-used: every draw in training is a function of (seed, step, row), and there is no dropout.
+whole, and a `state.json`: the step, the best step so far, what the checkpoint belongs to (data, shape, configuration)
+and was made with (versions, code), the hash of both files, and a checksum over itself. No random state is kept because
+none is used: every draw in training is a function of (seed, step, row), and there is no dropout.
 """
 
 from __future__ import annotations
