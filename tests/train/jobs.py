@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from longspan.errors import LongspanError
+from longspan.evaluate.in_loop import evaluators
 from longspan.objective.contrastive import Contrastive
 from longspan.objective.mlm import MaskedConfig, MaskedLanguageModelling
 from longspan.objective.world import World
@@ -160,12 +161,13 @@ def together(*planned: Planned) -> None:
             return gradient._replace(norm=float("nan")) if rank == 1 and step == run.spoil_at else gradient
 
         loop.clip_gradients = disturbed
-        options = {"evaluators": {"held": evaluate}} if run.evaluated else {}
+        config = TrainConfig.model_validate_json(run.config)
+        measured = {"held": evaluate} if run.evaluated else evaluators(config)
         try:
             if (Path(run.out) / RUN).is_file():
-                resume(Path(run.out), **options)
+                resume(Path(run.out), evaluators=measured)
             else:
-                start(TrainConfig.model_validate_json(run.config), Path(run.out), **options)
+                start(config, Path(run.out), evaluators=measured)
             assert run.stop_at is None
         except Interrupted:
             assert step == run.stop_at, "all ranks stop after the same step"

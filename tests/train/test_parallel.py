@@ -11,6 +11,7 @@ import torch
 
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
+from longspan.evaluate.in_loop import BEST, evaluators
 from longspan.objective.world import Alone
 from longspan.train.loop import resume, start
 from longspan.train.parallel import join_world, local_device
@@ -114,6 +115,7 @@ def test_runs_of_two_processes(
     text_data: Path, pair_data: Path, launch: Launch, at_step: AtStep, tmp_path: Path
 ) -> None:
     """All that two processes do, in one launch: every objective and engine gives the run of one process."""
+    held_out = {"held_out.data": str(tiny.prepare_pairs(tmp_path / "held-out", num_pairs=12, seed=9))}
     mlm, own = tiny.masked_config(text_data), tiny.contrastive_config(pair_data)
     evaluated = {"evaluate_every": 3, "best_metric": "eval/held/likeness"}
     configs = {
@@ -124,6 +126,9 @@ def test_runs_of_two_processes(
         "mlm-zero3": mlm.replace({"parallel": "zero3", "activation_checkpointing": True}, where="test"),
         "own-zero2": own.replace({"parallel": "zero2"}, where="test"),
         "own-zero3": own.replace({"parallel": "zero3", "objective.chunk_tokens": 40, **evaluated}, where="test"),
+        "own-measured": own.replace(
+            {"parallel": "zero3", "evaluate_every": 3, "best_metric": BEST, **held_out}, where="test"
+        ),
         "skip": mlm.replace({"on_non_finite": "skip"}, where="test"),
     }
     planned = [
@@ -153,8 +158,8 @@ def test_runs_of_two_processes(
         if name == "skip":
             _check_skipped(found)
             continue
-        evaluators = {"held": jobs.evaluate} if name == "own-zero3" else None
-        alone = start(config, tmp_path / f"{name}-alone", evaluators=evaluators)
+        measured = {"held": jobs.evaluate} if name == "own-zero3" else evaluators(config)
+        alone = start(config, tmp_path / f"{name}-alone", evaluators=measured)
         _check_the_same_run(found, alone)
         starts = [json.loads(line) for line in (found.folder / "environment.jsonl").read_text("utf-8").splitlines()]
         assert [line["processes"] for line in starts] == ([1, 2, 1] if "changing" in name else [2]), (
@@ -190,6 +195,9 @@ def _check_the_same_run(found: Run, expected: Run) -> None:
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-5)
         assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
         assert row.get("eval/held/likeness", 0.0) == pytest.approx(other.get("eval/held/likeness", 0.0), rel=1e-3)
+        assert (BEST in row) == (BEST in other)
+        # Two of twelve documents that rounding lets change places move it by 0.03 at most.
+        assert row.get(BEST, 0.0) == pytest.approx(other.get(BEST, 0.0), abs=0.04)
     assert found.config == expected.config
     assert folders.contents(found.folder).keys() == folders.contents(expected.folder).keys()
     texts = ["ba be bi", "bo bu da"]

@@ -78,8 +78,10 @@ def _train(parsed: argparse.Namespace) -> int | None:
     }
     try:
         if parsed.resume is not None:
-            config = Run(parsed.resume).config
-            run = resume(parsed.resume, evaluators=evaluators(config), **options)
+            begun = Run(parsed.resume)
+            # A finished run needs its held-out data no more.
+            measured = {} if begun.finished else evaluators(begun.config)
+            run = resume(parsed.resume, evaluators=measured, **options)
         else:
             if parsed.eval_data is not None:
                 changes = {"held_out.data": parsed.eval_data, "best_metric": BEST} | changes

@@ -15,7 +15,7 @@ from torch import nn
 
 from longspan.data.collate import PairCollator
 from longspan.data.dataset import Dataset, find_prepared
-from longspan.data.plan import PlannedBatch
+from longspan.data.plan import PlannedBatch, shuffled
 from longspan.data.prepare import TOKENIZER_FILE
 from longspan.errors import LongspanError
 from longspan.evaluate.corpus import load_retrieval_set
@@ -91,7 +91,7 @@ class _Measured:
 
 
 def _prepared(place: Path, config: TrainConfig, objective: ContrastiveConfig) -> dict[str, HeldOutPairs]:
-    """The first pairs of every prepared source, as a step of the run would read them."""
+    """Some pairs of every prepared source, as a step of the run would read them."""
     held_out, trained = Dataset(place, "pairs"), Dataset(Path(config.data), "pairs", only=config.sources)
     _check_tokenizer(place, held_out.tokenizer, trained.tokenizer)
     training = {shard.sha256 for source in trained.sources for shard in source.manifest.shards}
@@ -117,6 +117,8 @@ def _prepared(place: Path, config: TrainConfig, objective: ContrastiveConfig) ->
     sets = {}
     for number, source in enumerate(held_out.sources):
         rows = np.arange(min(len(source), config.held_out.max_pairs))
+        if source.manifest.clusters:  # the first rows are of the first cluster
+            rows = shuffled(rows, len(source), (config.seed,))
         batch = collate(0, PlannedBatch(number, rows), slice(None))
         kept = _first_of_equals(batch.query_hashes.numpy(), batch.document_hashes.numpy())
         if len(kept) < 2:

@@ -25,7 +25,7 @@ class HeldOutConfig(Config):
     split: str = "test"
     """Of the judgements, where `data` is a retrieval set that has several."""
     max_pairs: int = Field(default=1000, gt=1)
-    """Of each prepared source, so many pairs: the first, which are in random order."""
+    """So many pairs of each prepared source: the first, or a random choice if rows are not in random order."""
 
 
 class TrainConfig(Config):
