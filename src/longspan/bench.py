@@ -44,8 +44,9 @@ from longspan.text.tokenizer import Tokenizer
 MAX_TOKENS = 2048
 NUM_LAYERS = 12
 """Of the stand-in model, which is nomic-bert-2048 with random weights."""
-KINDS = ("documents", "queries", "memory")
-"""What is measured: speed on two kinds of text, and the peak memory of processes that read some of the documents."""
+KINDS = ("documents", "queries", "linear", "memory")
+"""What is measured: speed on two kinds of text; and on some documents what the linear layers sustain, as a share of
+the rate of such products alone, and the peak memory of a process."""
 BATCHES = {"documents": (1, 4), "queries": (8, 32, 128)}
 """Texts in a batch of a peer, by kind: a few long ones, where padding costs least, or enough short ones to fill it."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
@@ -84,13 +85,21 @@ class _Place:
 
 
 def bench_encoder(
-    model: str | None = None, *, kinds: Sequence[str] = KINDS, quick: bool = False, say: Say = lambda _: None
+    model: str | None = None,
+    *,
+    kinds: Sequence[str] = KINDS,
+    peers: Sequence[Precision] = PRECISIONS,
+    num_documents: int = 16,
+    quick: bool = False,
+    say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """Measure embedding of documents and of short queries.
 
     Args:
         model: folder, finished run or hub id; None: a stand-in of nomic-bert's size with random weights.
         kinds: some of `KINDS`.
+        peers: the precisions in which peers are measured.
+        num_documents: how many long texts are read.
         quick: fewer texts, settings and rounds.
         say: told what is measured next.
 
@@ -101,13 +110,13 @@ def bench_encoder(
     Raises:
         LongspanError: the model cannot be read, or there is too little text on this machine.
     """
-    documents, queries = texts_of_this_machine(8 if quick else 16, 64 if quick else 256)
+    documents, queries = texts_of_this_machine(8 if quick else num_documents, 64 if quick else 256)
     with tempfile.TemporaryDirectory() as scratch:
         place = _place(model, documents + queries, Path(scratch) / "model", num_layers=2 if quick else NUM_LAYERS)
         say("the limit: matrix products alone")
         limits = _limits()
         say("loading")
-        candidates, absent = _candidates(place, Path(scratch), quick)
+        candidates, absent = _candidates(place, Path(scratch), peers, quick)
         result = {"limits_gflops": limits, "absent": absent}
         rounds = 2 if quick else 3
         for kind, texts in (("documents", documents), ("queries", queries)):
@@ -115,6 +124,12 @@ def bench_encoder(
                 say(kind)
                 able = [c for c in candidates if c.batch is None or c.batch in BATCHES[kind]]
                 result[kind] = _side_by_side(able, texts, place, rounds, say)
+        if "linear" in kinds:
+            result["linear_layers_share_of_limit"] = {}
+            for precision in _our_precisions():
+                say(f"linear layers: {precision}")
+                share = _linear_share(precision, documents[:4], place)
+                result["linear_layers_share_of_limit"][precision] = share
         families = {candidate.family for candidate in candidates if not candidate.family.startswith("onnxruntime")}
         del candidates
         gc.collect()
@@ -175,12 +190,14 @@ def _place(model: str | None, texts: Sequence[str], folder: Path, num_layers: in
 # --- candidates ------------------------------------------------------------------------------------------------------
 
 
-def _candidates(place: _Place, scratch: Path, quick: bool) -> tuple[list[Candidate], list[str]]:
+def _candidates(
+    place: _Place, scratch: Path, peers: Sequence[Precision], quick: bool
+) -> tuple[list[Candidate], list[str]]:
     found, absent = [_ours(place, precision) for precision in _our_precisions()], []
     for name, make in (("sentence-transformers", _sentence_transformers), ("onnxruntime", _onnxruntime)):
         needed = (name.replace("-", "_"), *(("onnx", "sentence_transformers") if name == "onnxruntime" else ()))
         if all(importlib.util.find_spec(module) is not None for module in needed):
-            found += make(place, scratch, quick)
+            found += [c for c in make(place, scratch, quick) if c.family.rpartition(" ")[2] in peers]
         else:
             absent.append(name)
     return found, absent
@@ -353,9 +370,6 @@ def _side_by_side(
         "smallest_cosine_to_float32": {
             c.name: _smallest_cosine(vectors, c, exact) for c in best.values() if c.name != exact.name
         },
-        "linear_layers_share_of_limit": {
-            precision: _linear_share(precision, texts, place) for precision in _our_precisions()
-        },
     }
 
 
@@ -381,7 +395,6 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
     if precision not in limits:
         return None
     ours = Embedder.load(place.folder, device="cpu", precision=precision)
-    few = texts[:: max(1, len(texts) // 4)]
     spent, operations = 0.0, 0
     kind = Int8Linear if precision == "int8" else FloatLinear
     multiply = "of_integers" if isinstance(ours.model.encoder, FusedEncoder) and precision == "int8" else "forward"
@@ -401,7 +414,7 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
         setattr(kind, multiply, timed)
         try:
             spent, operations = 0.0, 0
-            ours.embed(few, task=place.task, max_length=place.limit, truncate=True)
+            ours.embed(texts, task=place.task, max_length=place.limit, truncate=True)
         finally:
             setattr(kind, multiply, forward)
         rates.append(operations / spent / 1e9 / alone)

@@ -57,8 +57,8 @@ def _print(measured: dict[str, Any]) -> None:
             for ratio in {ratio["to"]: ratio for ratio in ratios}.values():
                 line = f"{name}: {ratio['median']} times {ratio['to']} (by round: {ratio['by_round']})"
                 out.print(line, highlight=False)
-        shares = ", ".join(f"{name} {share}" for name, share in of_kind["linear_layers_share_of_limit"].items())
-        out.print(f"linear layers to products alone: {shares}", highlight=False)
+    shares = ", ".join(f"{name} {share}" for name, share in result["linear_layers_share_of_limit"].items())
+    out.print(f"linear layers to products alone: {shares}", highlight=False)
     memory = ", ".join(f"{name} {peak:,.0f}" for name, peak in result["memory_mib"].items() if peak is not None)
     out.print(f"peak memory of a process of its own, MiB: {memory}", highlight=False)
     if result["absent"]:
