@@ -25,7 +25,7 @@ def main() -> None:
             num_documents=parsed.documents,
             say=lambda what: print(what, flush=True),
         )
-        about = {name: measured[name] for name in ("model", "compiled_passes")}
+        about = {name: measured[name] for name in ("model", "compiled_passes", "versions")}
         write_record(f"encoder-cpu-{kind}", about | measured["result"])
 
 
