@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from longspan.cli import build_parser
 from longspan.files import write_text
@@ -11,6 +12,7 @@ from longspan.search import Index, Passage
 from longspan.ui.corpus import Corpus, by_source
 from longspan.ui.layout import lay_out
 from longspan.ui.routes import PAGE_PATHS, search_page
+from tests.serve.conftest import running
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
@@ -139,6 +141,30 @@ def test_the_routes_are_documented(client):
     assert {"/search", "/search/sentences", "/search/corpus", "/search/passage"} <= set(paths)
     assert "/" not in paths
     assert "a passage" in client.get("/docs").text.lower()
+
+
+@pytest.fixture(scope="module")
+def real_server(small_embedder, corpus):
+    with running({"m": small_embedder}, mounts=[search_page(corpus, "m")]) as started:
+        yield started
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_fuzzed_requests_are_answered_as_documented(real_server, mode):
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+    checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+    api = schemathesis.openapi.from_dict(real_server.call("/openapi.json").json).include(path_regex="^/search")
+
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @given(api.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+    def fuzz(case):
+        case.call_and_validate(base_url=real_server.url, checks=checks)
+
+    fuzz()
+    assert real_server.call("/search", {"query": "dogs"}).status == 200
 
 
 def test_the_page_is_open_and_the_corpus_is_not(small_embedder, corpus, tmp_path):

@@ -26,12 +26,12 @@ def test_forms_of_the_querys_words(query, text, expected):
 
 
 def test_sentences_end_at_full_stops_blank_lines_and_items():
-    text = "The first sentence. The second one,\nin two lines!\n\nA heading\n\n- the first item\n- the second item"
+    text = "The first sentence. The second,\nin two lines!\n\nA heading\n-------\n- the first item\n- the second item"
     assert [text[start:stop] for start, stop in sentences(text)] == [
         "The first sentence.",
-        "The second one,\nin two lines!",
-        "- the first item",
-        "- the second item",
+        "The second,\nin two lines!",
+        "the first item",
+        "the second item",
     ]
 
 
@@ -40,7 +40,7 @@ def test_sentences_are_in_order_bounded_and_without_blanks_around_them(text):
     before = 0
     for start, stop in sentences(text):
         assert before <= start < stop <= len(text)
-        assert text[start:stop] == text[start:stop].strip()
+        assert text[start:stop] == text[start:stop].strip().lstrip("-")
         assert stop - start <= 400
         before = stop
 

@@ -18,7 +18,8 @@ _STEM, _ENDING = 4, 3
 """Two words are forms of one where they begin with so many equal letters and end in up to so many different ones ..."""
 _PLURALS = ("s", "es")
 """... or where one is the other and such an ending."""
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n[ \t]*\n\s*|\n(?=[ \t]*[-*•>:@])")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n[ \t]*\n\s*|\n[ \t]*[-=~^]{3,}[ \t]*(?=\n)|\n(?=[ \t]*[-*•>:@])")
+_MARKS = " \t\r\n\f\v-=~*#>•"
 _LONGEST_SENTENCE = 400
 _FEWEST_LETTERS = 12
 """What is shorter is no sentence that could answer anything: a heading, a number, a rest of a table."""
@@ -66,8 +67,9 @@ def _cut(text: str, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _stripped(text: str, start: int, stop: int) -> tuple[int, int]:
-    part = text[start:stop]
-    return start + len(part) - len(part.lstrip()), stop - len(part) + len(part.rstrip())
+    """Without blanks around it, and without the marks of a list, a heading or a rule before it."""
+    part = text[start:stop].rstrip()
+    return start + len(part) - len(part.lstrip(_MARKS)), start + len(part)
 
 
 def _words(text: str) -> list[str]:
