@@ -34,7 +34,8 @@ EXACT_PAIRS = 5_000_000_000
 """Up to so many pairs of a query and a document too: building an index would take as long."""
 
 SCREENED_PAIRS = 2_000_000_000_000
-"""And up to so many where the processor screens documents with coarse products (`screening.py`)."""
+"""And up to so many where the processor screens documents with coarse products (`screening.py`): some forty minutes on
+two cores. Beside an index it was not measured."""
 
 TARGET_RECALL = 0.98
 """The part of the true neighbours that an approximate search is to find."""
@@ -59,8 +60,8 @@ class Search:
 
     Attributes:
         exact: whether every document was looked at.
-        screened: and with coarse products at that, because an index would have taken longer. Whoever counts how many
-            documents score above one of them then looks at the nearest only, as with an index.
+        screened: and with coarse products at that, because there are so many. Whoever counts how many documents score
+            above one of them then looks at the nearest only, as with an index.
         num_lists, num_probes: the index's lists, and how many of them a query looks at; 0 where the search is exact.
         index_bytes: memory of the index: codes, numbers and centroids.
         recall: the measured part of the true neighbours that is found; 1 where the search is exact.
