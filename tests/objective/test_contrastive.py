@@ -21,7 +21,7 @@ from longspan.objective.contrastive import Contrastive
 from longspan.objective.distillation import distillation_loss
 from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.temperature import TemperedEncoder
-from longspan.text.packed import Packed, chunks_of_similar_length
+from longspan.text.packed import Packed, chunks_of_similar_length, join
 from tests.objective import cases, naive
 
 ROUNDING = 1e-10
@@ -228,7 +228,9 @@ def test_the_temperature_does_not_fall_below_its_limit() -> None:
     metrics = Contrastive(config).backward(model, batch)
     assert metrics["temperature"] == pytest.approx(0.09)
     fixed = cases.config("own", 0, temperature=0.09)
-    assert metrics["loss"] == Contrastive(fixed).backward(naive.pooled_model(), batch)["loss"]
+    expected = Contrastive(fixed).backward(naive.pooled_model(), batch)["loss"]
+    # float64; the last bits follow where in memory a text lies.
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-12)
     # A gradient that pulls it up again must not be lost.
     assert model.log_temperature.grad is not None
     assert model.log_temperature.grad != 0
@@ -266,9 +268,11 @@ def test_no_chunk_is_larger_than_the_budget() -> None:
     counting, batch = _Counting(), naive.pair_batch(NUM_PAIRS, 3)
     _objective("own", 11).backward(counting, batch)
     assert max(tokens for tokens, _ in counting.calls) <= 11
-    with_graph = sum(tokens for tokens, graph in counting.calls if graph)
-    without = sum(tokens for tokens, graph in counting.calls if not graph)
-    assert with_graph == without == batch.queries.num_tokens + batch.documents.num_tokens
+    with_graph = [tokens for tokens, graph in counting.calls if graph]
+    without = [tokens for tokens, graph in counting.calls if not graph]
+    assert sum(with_graph) == batch.queries.num_tokens + batch.documents.num_tokens
+    # The last chunk of the first pass keeps its graph; the others come again in their order.
+    assert without == with_graph[1:]
 
 
 def test_a_sequence_longer_than_the_budget_is_a_chunk_by_itself() -> None:
@@ -282,7 +286,7 @@ def test_a_sequence_longer_than_the_budget_is_a_chunk_by_itself() -> None:
 def test_what_fits_into_one_chunk_is_computed_once() -> None:
     counting, batch = _Counting(), naive.pair_batch(NUM_PAIRS, 1)
     _objective("own", EVERYTHING).backward(counting, batch)
-    assert counting.calls == [(batch.queries.num_tokens, True), (batch.documents.num_tokens, True)]
+    assert counting.calls == [(batch.queries.num_tokens + batch.documents.num_tokens, True)]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 9, EVERYTHING])
@@ -336,21 +340,20 @@ def test_both_passes_meet_the_same_dropout() -> None:
     torch.manual_seed(7)
     Contrastive(config).backward(model, batch)
     after = torch.get_rng_state()
-    half = len(model.vectors) // 2
-    assert half > 3
-    for first, again in zip(model.vectors[:half], model.vectors[half:], strict=True):
+    num_chunks = (len(model.vectors) + 1) // 2  # the last one goes through once
+    assert num_chunks > 3
+    for first, again in zip(model.vectors[: num_chunks - 1], model.vectors[num_chunks:], strict=True):
         assert not first.requires_grad
         assert torch.equal(first, again)
 
     # On one graph: what is drawn for the chunks in their order, and from there on the plain computation.
     plain = _Dropping()
     torch.manual_seed(7)
-    vectors = []
-    for packed in (batch.queries, batch.documents):
-        groups = chunks_of_similar_length(packed.lengths, 12)
-        order = torch.tensor([*itertools.chain(*groups)])
-        vectors.append(torch.cat([plain(packed.select(group)) for group in groups])[order.argsort()])
-    q_nD, d_nD = vectors
+    packed = join([batch.queries, batch.documents])
+    groups = chunks_of_similar_length(packed.lengths, 12)
+    order = torch.tensor([*itertools.chain(*groups)])
+    vectors_BD = torch.cat([plain(packed.select(group)) for group in groups])[order.argsort()]
+    q_nD, d_nD = vectors_BD[:NUM_PAIRS], vectors_BD[NUM_PAIRS:]
     mined = [[d_nD[NUM_PAIRS + i]] for i in range(NUM_PAIRS)]
     loss = naive.info_nce_loss(list(q_nD), list(d_nD[:NUM_PAIRS]), range(NUM_PAIRS), cases.TEMPERATURE, mined)
     expected = naive.plain_gradients(plain, loss / NUM_PAIRS)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from longspan.errors import LongspanError
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
+from longspan.model.gated import gated_product
 from longspan.model.rope import rotary_tables, rotate
 from longspan.text.packed import Packed
 
@@ -154,8 +155,7 @@ class GatedMLP(nn.Module):
         self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor) -> Tensor:
-        up_TF, gate_TF = self.up_gate(h_TD).chunk(2, dim=-1)
-        return self.down(up_TF * self.act(gate_TF))
+        return self.down(gated_product(self.up_gate(h_TD), self.act))
 
 
 class MLP(nn.Module):

@@ -16,8 +16,11 @@ sequence's own length alone. For a single sequence on a fresh model the two agre
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longspan.model.config import EncoderConfig
 from longspan.text.packed import Packed
@@ -100,9 +103,36 @@ def rotary_tables(packed: Packed, config: EncoderConfig, dtype: torch.dtype) -> 
 
 def rotate(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """Rotate each head's vector by its token's angles; the two halves of K are the pairs' coordinates."""
+    if x_THK.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Rotate.apply(x_THK, cos_TK, sin_TK)  # pyright: ignore[reportReturnType]
     first, second = x_THK.chunk(2, dim=-1)
     turned_THK = torch.cat((-second, first), dim=-1)
     return x_THK * cos_TK[:, None, :] + turned_THK * sin_TK[:, None, :]
+
+
+class _Rotate(torch.autograd.Function):
+    """The same bits with fewer passes over memory, and nothing kept for the way back: that is the opposite rotation."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_TK, sin_TK)
+        return _rotated(x_THK, cos_TK, sin_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        cos_TK, sin_TK = ctx.saved_tensors
+        return _rotated(grad_THK, cos_TK, -sin_TK), None, None
+
+
+def _rotated(x_THK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    first, second = x_THK.chunk(2, dim=-1)
+    first_sin, second_sin = sin_TK[:, None, :].chunk(2, dim=-1)
+    out_THK = x_THK * cos_TK[:, None, :]
+    out_first, out_second = out_THK.chunk(2, dim=-1)
+    out_first.sub_(second * first_sin)
+    out_second.add_(first * second_sin)
+    return out_THK
 
 
 def _cosines_and_sines(tables: list[tuple[int, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:

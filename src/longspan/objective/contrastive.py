@@ -18,6 +18,7 @@ from longspan.objective.gradcache import embed_in_chunks
 from longspan.objective.losses import Hashes, InfoNCEConfig, Pairs, Sums, info_nce
 from longspan.objective.temperature import TemperedEncoder
 from longspan.objective.world import Alone, World, adding_summed_gradients, gather_with_gradient
+from longspan.text.packed import join
 
 
 class ContrastiveConfig(InfoNCEConfig):
@@ -119,8 +120,9 @@ class Contrastive:
         """
         world, n = self._world, batch.queries.num_sequences
         budget = self._config.chunk_tokens
-        q_nD, backward_queries = embed_in_chunks(model, batch.queries, budget, self._autocast, world)
-        d_nD, backward_documents = embed_in_chunks(model, batch.documents, budget, self._autocast, world)
+        texts = join([batch.queries, batch.documents])
+        vectors_BD, backward_texts = embed_in_chunks(model, texts, budget, self._autocast, world)
+        q_nD, d_nD = vectors_BD[:n], vectors_BD[n:]
         self._config.check_width(q_nD.shape[1])
         pairs = self._pairs(q_nD.requires_grad_(), d_nD.requires_grad_())
         hashes = self._hashes(batch, q_nD.device)
@@ -136,8 +138,7 @@ class Contrastive:
             if distilled is not None:
                 loss = loss + self._config.distillation_weight * distilled
             (loss / (n * world.size)).backward()
-            backward_queries(_gradient(q_nD))
-            backward_documents(_gradient(d_nD))
+            backward_texts(torch.cat([_gradient(q_nD), _gradient(d_nD)]))
         metrics = self._metrics(batch, loss.detach(), by_dim, distilled)
         if isinstance(temperature, Tensor):
             metrics["temperature"] = float(temperature.detach())

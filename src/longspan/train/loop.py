@@ -35,6 +35,7 @@ from longspan.train.checkpoint import (
 )
 from longspan.train.config import TrainConfig
 from longspan.train.flops import known_peak, measured_peak, training_flops
+from longspan.train.heap import keep_freed_memory
 from longspan.train.lock import locked
 from longspan.train.metrics import JsonLines, ProgressBar, Reporter, TensorBoard, WandB, summary_writer, wandb
 from longspan.train.optim import build_optimizer, clip_gradients, set_learning_rate
@@ -170,6 +171,8 @@ def _create(out: Path, config: TrainConfig, stage: Stage) -> None:
 
 def _go(run: Run, stage: Stage, world: World, device: torch.device, options: Options) -> Run:
     config, engine = run.config, options.parallel or run.config.parallel
+    if device.type == "cpu":
+        keep_freed_memory()
     prepare_blocks(stage.model, compiled=config.compile, checkpointed=config.activation_checkpointing)
     shard_model(stage.model, world, engine)
     optimizer = build_optimizer(stage.model, config.optim)
