@@ -25,10 +25,10 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("longspan", "torch", "numpy", "tokenizers", "transformers", "sentence-transformers")
 
 
-def take_turns(candidates: dict[str, Callable[[], Any]], rounds: int, *, warm: bool = False) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round, after one uncounted round where they are not `warm` yet."""
+def take_turns(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round, after one uncounted round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for round_number in range(int(warm), rounds + 1):
+    for round_number in range(rounds + 1):
         for name, run in candidates.items():
             began = time.perf_counter()
             run()

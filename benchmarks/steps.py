@@ -2,7 +2,8 @@
 
 Every setting of the peer runs once, which also warms it up; the fastest then takes turns with ours. Both run in one
 process with the same settings of the C library's heap (`train/heap.py`), from which the peer gains too. Peak memory is
-that of a process of its own which takes one step.
+that of a process of its own which takes one step. Times are taken by the clock and in processor time, which says
+more on a machine that does other work.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.record import compare, take_turns
+from benchmarks.record import compare
 from longspan.train.cost import Workload
 from longspan.train.heap import keep_freed_memory
 
@@ -65,24 +66,36 @@ def measure(
     result: dict[str, Any] = {"tokens": tokens, "matrix_gflops": {t: _matrix_rate(AUTOCAST[t]) for t in types}}
     for precision in types:
         steps = {name: make(place, precision, name) for name in (OURS, *names)}
-        losses = {}
+        losses: dict[str, float] = {}
         scan = {name: _timed(step, name, losses) for name, step in steps.items()}
-        best = min(names, key=scan.__getitem__)
-        turns = take_turns({name: steps[name] for name in (OURS, best)}, ROUNDS, warm=True)
-        memory = {name: _peak_memory(make, place, precision, name) for name in (OURS, best)}
-        scanned = {name: round(tokens / seconds) for name, seconds in scan.items()}
-        result[precision] = compare(turns, OURS, tokens) | {
-            "tokens_per_second_of_the_first_run": scanned,
-            "peak_memory_mib": memory,
+        best = min(names, key=lambda name: scan[name].processor)
+        turns: dict[str, list[_Seconds]] = {OURS: [], best: []}
+        for _ in range(ROUNDS):
+            for name, times in turns.items():
+                times.append(_timed(steps[name], name, losses))
+        result[precision] = {
+            "by_the_clock": compare({name: [t.clock for t in times] for name, times in turns.items()}, OURS, tokens),
+            "by_processor_time": compare(
+                {name: [t.processor for t in times] for name, times in turns.items()}, OURS, tokens
+            ),
+            "processor_seconds_of_the_first_run": {name: round(t.processor, 2) for name, t in scan.items()},
+            "peak_memory_mib": {name: _peak_memory(make, place, precision, name) for name in (OURS, best)},
             "losses": losses,
         }
     return result
 
 
-def _timed(step: Step, name: str, losses: dict[str, float]) -> float:
-    began = time.perf_counter()
+class _Seconds(NamedTuple):
+    clock: float
+    processor: float
+    """Of all threads. Unlike the clock it stands still while other programs compute. Threads that wait for one another
+    have to sleep (OMP_WAIT_POLICY=PASSIVE), or they count too."""
+
+
+def _timed(step: Step, name: str, losses: dict[str, float]) -> _Seconds:
+    clock, processor = time.perf_counter(), time.process_time()
     losses[name] = step()
-    return time.perf_counter() - began
+    return _Seconds(time.perf_counter() - clock, time.process_time() - processor)
 
 
 def _matrix_rate(dtype: torch.dtype | None, seconds: float = 0.5) -> float:
