@@ -40,7 +40,7 @@ from longspan.train.cost import operations
 
 PAIRS = 128
 MAX_TOKENS = 512
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS = 8192
 SETTINGS = {
     **{f"mini-batch {size}": {"mini_batch_size": size} for size in (4, 8, 32)},
     **{f"mini-batch of {tokens} tokens": {"mini_batch_num_tokens": tokens} for tokens in (2048, 4096)},

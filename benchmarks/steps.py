@@ -95,7 +95,9 @@ class _Seconds(NamedTuple):
 def _timed(step: Step, name: str, losses: dict[str, float]) -> _Seconds:
     clock, processor = time.perf_counter(), time.process_time()
     losses[name] = step()
-    return _Seconds(time.perf_counter() - clock, time.process_time() - processor)
+    seconds = _Seconds(time.perf_counter() - clock, time.process_time() - processor)
+    print(f"{name}: {seconds.clock:.2f} s, {seconds.processor:.2f} s of processor time", flush=True)
+    return seconds
 
 
 def _matrix_rate(dtype: torch.dtype | None, seconds: float = 0.5) -> float:
