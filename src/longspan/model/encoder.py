@@ -20,6 +20,7 @@ from longspan.errors import LongspanError
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
 from longspan.model.gated import gated_product
+from longspan.model.lookup import rows_of
 from longspan.model.rope import rotary_tables, rotate
 from longspan.text.packed import Packed
 
@@ -88,7 +89,7 @@ class Embeddings(nn.Module):
                 remedy="cut or split it",
             )
         try:
-            h_TD = self._of_tokens(packed.ids_T)
+            h_TD = rows_of(self.tokens.weight, packed.ids_T)
         except IndexError:
             packed.check_ids(self.tokens.num_embeddings)
             raise
@@ -97,12 +98,6 @@ class Embeddings(nn.Module):
         if self.positions is not None:
             h_TD = h_TD + self.positions(packed.positions_T())
         return self.norm(h_TD)
-
-    def _of_tokens(self, ids_T: Tensor) -> Tensor:
-        # A dense gradient is as large as the table, made anew for every chunk. Where one is there already to be added
-        # to, that of a chunk need only have the rows of its tokens.
-        weight = self.tokens.weight
-        return functional.embedding(ids_T, weight, sparse=weight.grad is not None and not weight.is_cuda)
 
 
 class Layer(nn.Module):
