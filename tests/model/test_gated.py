@@ -1,4 +1,4 @@
-"""The gated product and the rotation compute what the plain formulas do, bit for bit, and so do their gradients."""
+"""The gated product and the rotation compute what the plain formulas do, and so do their gradients."""
 
 import pytest
 import torch

@@ -2,8 +2,8 @@
 
 Written plainly it is a pass over memory for the function, another for the product, four more on the way back and a
 sum of two gradients, and everything in between is kept. Here a block goes through all of it before the next one is
-read, and only the input is kept. Every element meets the same operations in the same order: the numbers are the same
-bits.
+read, and only the input is kept. Every element meets the same operations in the same order, so the numbers are the same
+bits, but for the last few of a block, which torch's SiLU and GELU round otherwise.
 
 Axes: T tokens, t tokens of a block, F inner width.
 """
