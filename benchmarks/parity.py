@@ -7,12 +7,22 @@
 (768 wide, 12 heads, SwiGLU of 3,072, trained to 2,048 tokens and reading 8,192 by dynamic NTK) but of a few layers,
 with random weights drawn from seed 0: the released weights cannot be had here, and what is proved is arithmetic, which
 does not depend on them. Its vocabulary is MiniLM's, BERT's uncased one, as the released model's is.
+
+Beside the libraries a `longspan serve` of each model is compared. llama.cpp is where llama-cpp-python is installed,
+which is no part of the project's environment.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +58,38 @@ def main() -> None:
         }
         for name, folder in models.items():
             print(f"\n{name}")
-            report = check_parity(
-                folder,
-                Path(work) / f"work-{len(results)}",
-                max_length=parsed.max_length,
-                families=parsed.stack,
-                on_row=print_row,
-            )
+            with _served(folder) as url:
+                report = check_parity(
+                    folder,
+                    Path(work) / f"work-{len(results)}",
+                    max_length=parsed.max_length,
+                    families=parsed.stack,
+                    server=url,
+                    on_row=print_row,
+                )
             results[name] = _summary(report)
     write_record("parity", results)
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """The address of a `longspan serve` of a model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "longspan", "serve", str(folder), "--port", str(port), "--timeout", "3600"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=10):
+                    break
+                if process.poll() is not None:
+                    raise SystemExit(f"longspan serve ended with {process.returncode}")
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
 
 
 def _random_nomic(folder: Path, num_layers: int) -> Path:
@@ -73,7 +106,10 @@ def _random_nomic(folder: Path, num_layers: int) -> Path:
 
 def _summary(report: ParityReport) -> dict[str, Any]:
     left_out = ("model", "encoder", "embedding")
-    return {"passed": report.passed} | report.model_dump(mode="json", exclude=set(left_out))
+    summary = {"passed": report.passed} | report.model_dump(mode="json", exclude=set(left_out))
+    for row in summary["rows"]:
+        row["stack"] = row["stack"].partition(" http://")[0]  # the port is another one each time
+    return summary
 
 
 if __name__ == "__main__":

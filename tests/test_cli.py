@@ -477,8 +477,8 @@ MISTAKES = [
     ("curate mine pairs.jsonl --guard 0 " + TEACHER, "guard 0.0 leaves no candidate"),
     # embed
     ("embed runs/fine gone.txt --out v.npy", "no file gone.txt"),
-    ("embed runs/fine beir --out v.npy", "beir is a folder"),
-    ("embed runs/fine pairs.jsonl --out v.npy", "the row has no text in column 'text'"),
+    ("embed runs/fine beir --out v.npy --task clustering", "the row has no text in column 'text'"),
+    ("embed runs/fine pairs.jsonl --out v.npy --task clustering", "the row has no text in column 'text'"),
     ("embed runs/fine lines.txt --out v.csv --task clustering", "vectors are not written as .csv"),
     ("embed runs/fine lines.txt --out v --task clustering", "vectors are not written as a file without ending"),
     ("embed runs/fine lines.txt --out v.npy", "this model needs to know the task"),

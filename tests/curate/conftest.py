@@ -26,7 +26,9 @@ class WordsEmbedder:
         self.embedded: list[tuple[str, str | None, int | None]] = []
         self.calls_left: int | None = None
 
-    def embed(self, texts, *, task=None, max_length=None, truncate=False, progress=None, on_cut=None, on_tokens=None):
+    def embed(
+        self, texts, *, task=None, dim=None, max_length=None, truncate=False, progress=None, on_cut=None, on_tokens=None
+    ):
         if self.calls_left is not None:
             if not self.calls_left:
                 raise KeyboardInterrupt

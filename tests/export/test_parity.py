@@ -168,6 +168,7 @@ def llama(monkeypatch, small_embedder):
 
     class Llama:
         def __init__(self, path, *, rope_freq_base, n_ctx, **_):
+            assert not c_functions.llama_model_default_params().use_extra_bufts
             changes = {"rope_scaling": "none", "rotary_base": rope_freq_base or 1000.0}
             encoder = Encoder(small_embedder.exact_encoder().config.model_copy(update=changes))
             encoder.load_state_dict(small_embedder.exact_encoder().state_dict())
@@ -187,8 +188,14 @@ def llama(monkeypatch, small_embedder):
         def close(self):
             pass
 
-    monkeypatch.setitem(sys.modules, "llama_cpp", types.SimpleNamespace(Llama=Llama))
-    return opened
+    def defaults():
+        return types.SimpleNamespace(use_extra_bufts=True)
+
+    c_functions = types.SimpleNamespace(llama_model_default_params=defaults)
+    package = types.SimpleNamespace(Llama=Llama, llama=types.SimpleNamespace(llama_cpp=c_functions))
+    monkeypatch.setitem(sys.modules, "llama_cpp", package)
+    yield opened
+    assert c_functions.llama_model_default_params is defaults
 
 
 def test_llama_gets_the_base_of_each_long_text(model, llama, tmp_path):

@@ -34,6 +34,8 @@ class Block(NamedTuple):
     task: str | None
     max_length: int | None
     """Longer texts are cut here, in tokens; None: where the teacher's own limit is."""
+    dim: int | None = None
+    """Keep the first coordinates (Matryoshka); None: all."""
 
 
 class Embedded(NamedTuple):
@@ -157,6 +159,7 @@ def embed_block(embedder: Embedder, block: Block) -> Embedded:
         vectors_MD = embedder.embed(
             block.texts,
             task=block.task,
+            dim=block.dim,
             max_length=block.max_length,
             truncate=True,
             on_cut=cut.append,

@@ -52,6 +52,7 @@ STACKS: dict[str, dict[str, Opener]] = {
         "onnxruntime int8": open_onnx("int8"),
     },
     "llama.cpp": {
+        "llama.cpp f32": open_llama("f32"),
         "llama.cpp f16": open_llama("f16"),
         "llama.cpp q8_0": open_llama("q8_0"),
         "llama.cpp f16, as it opens": open_llama("f16", rope_base=False),

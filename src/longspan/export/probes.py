@@ -97,13 +97,13 @@ def _probe(embedder: Embedder, text: str, task: str | None, edges: Sequence[int]
 
 def _text(embedder: Embedder, task: str | None, length: int) -> str:
     """A text of `length` tokens, prefix and special tokens included, but of at least one word."""
-    words = _whole_words(embedder)
+    words = whole_words(embedder)
     overhead = embedder.num_tokens([words[0]], task=task)[0] - 1
     chosen = np.random.default_rng([length, overhead]).integers(len(words), size=max(1, length - overhead))
     return " ".join(words[number] for number in chosen)
 
 
-def _whole_words(embedder: Embedder) -> list[str]:
+def whole_words(embedder: Embedder) -> list[str]:
     """Words that are one token each, so that texts of any length can be made of them."""
     vocabulary = json.loads(embedder.tokenizer.definition())["model"]["vocab"]
     words = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and word.islower())

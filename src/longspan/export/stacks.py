@@ -200,16 +200,17 @@ def open_llama(precision: GgufPrecision, *, rope_base: bool = True) -> Opener:
                     for last in [b for b in models if b]:
                         models.pop(last).close()
                     limit = length if base else (config.trained_length if rope_base else settings.max_length)
-                    models[base] = library.Llama(
-                        str(path),
-                        embedding=True,
-                        n_ctx=limit,
-                        n_batch=limit,
-                        n_ubatch=limit,
-                        n_threads=torch.get_num_threads(),
-                        rope_freq_base=base,
-                        verbose=False,
-                    )
+                    with _weights_as_they_lie(library):
+                        models[base] = library.Llama(
+                            str(path),
+                            embedding=True,
+                            n_ctx=limit,
+                            n_batch=limit,
+                            n_ubatch=limit,
+                            n_threads=torch.get_num_threads(),
+                            rope_freq_base=base,
+                            verbose=False,
+                        )
                 return models[base]
 
             open_models.callback(lambda: [one.close() for one in models.values()])
@@ -235,6 +236,28 @@ def open_llama(precision: GgufPrecision, *, rope_base: bool = True) -> Opener:
             )
 
     return opened
+
+
+@contextlib.contextmanager
+def _weights_as_they_lie(library: Any) -> Iterator[None]:
+    """Models opened inside keep the file's layout of weights, as with llama.cpp's own `--no-repack`.
+
+    Its kernels for AMX, for which it lays 8-bit weights out anew, crash where Linux wants each thread to ask for the
+    tile registers (ggml-org/llama.cpp, pull request 26954). llama-cpp-python has no argument for it.
+    """
+    module = library.llama.llama_cpp
+    defaults = module.llama_model_default_params
+
+    def kept() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    module.llama_model_default_params = kept
+    try:
+        yield
+    finally:
+        module.llama_model_default_params = defaults
 
 
 # --- a server --------------------------------------------------------------------------------------------------------
