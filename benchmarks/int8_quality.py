@@ -1,11 +1,13 @@
 """What int8 costs in quality: all-MiniLM-L6-v2, its vectors and its retrieval in int8 beside float32.
 
-On the demo's held-out set, and on Cranfield and SciFact where `LONGSPAN_SHARED_DATA` names their folder.
+On the demo's held-out set, and on Cranfield and SciFact where `LONGSPAN_SHARED_DATA` names their folder; or on those of
+them that are named.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +26,14 @@ SHARED = ("retrieval/cranfield", "mteb/scifact")
 
 def main() -> None:
     """Measure and write a record."""
-    with tempfile.TemporaryDirectory() as folder:
-        collect(Path(folder))
-        sets = {"heldout": RetrievalSet.load(Path(folder) / "heldout")}
+    sets, wanted = {}, sys.argv[1:]
+    if not wanted or "heldout" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            collect(Path(folder))
+            sets["heldout"] = RetrievalSet.load(Path(folder) / "heldout")
     if shared := os.environ.get("LONGSPAN_SHARED_DATA"):
-        sets |= {Path(name).name: RetrievalSet.load(Path(shared) / name) for name in SHARED}
+        named = {Path(name).name: Path(shared) / name for name in SHARED}
+        sets |= {name: RetrievalSet.load(path) for name, path in named.items() if not wanted or name in wanted}
     write_record("int8-quality", {name: _quality(retrieval_set) for name, retrieval_set in sets.items()})
 
 
