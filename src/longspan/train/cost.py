@@ -68,10 +68,11 @@ class TextLengths(Config):
         """All texts of one length."""
         return cls(mean=tokens, mean_square=tokens**2, longest=max(1, round(tokens)), quantiles=(tokens,))
 
-    def spread(self, count: int) -> np.ndarray:
-        """So many lengths (int64) that are spread as these are, rising."""
-        known, wanted = ((np.arange(n) + 0.5) / n for n in (len(self.quantiles), count))
-        return np.interp(wanted, known, self.quantiles).round().astype(np.int64).clip(1, self.longest)
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """So many lengths (int64), drawn as these are spread."""
+        known = (np.arange(len(self.quantiles)) + 0.5) / len(self.quantiles)
+        drawn = np.interp(generator.random(count), known, self.quantiles)
+        return drawn.round().astype(np.int64).clip(1, self.longest)
 
 
 class Workload(Config):

@@ -36,6 +36,10 @@ CHUNKS = 4
 """A step with more chunks is tried with about so many."""
 
 
+_TOKENS_PER_SPECIAL = 32
+"""[CLS] and [SEP] are never masked; rows of short documents have more of them."""
+
+
 class StepSeconds(NamedTuple):
     """Seconds of a step: of its passes forward and back, and of what is done once, whatever the batch: the sum of the
     gradients over the processes, and the optimiser."""
@@ -60,26 +64,29 @@ def try_step(
     """
     share = min(1.0, CHUNKS * chunk_tokens(config, work) * world.size / work.num_tokens) / world.size
     part = config.model_copy(update={"batch_size": max(1, round(share * config.batch_size))})
-    draw = np.random.default_rng(config.seed)
+    draw = np.random.default_rng(config.seed + world.rank)
     autocast = torch.bfloat16 if config.precision == "bf16" else None
     encoder = Encoder(shape)
     initialize(encoder, config.seed)
     if isinstance(part.objective, MaskedConfig):
         model = MaskedLanguageModel(encoder)
         objective = MaskedLanguageModelling(part.objective, world=world, autocast=autocast)
-        batch = _rows(part.batch_size, part.objective, shape, draw)
     else:
         model = _pooled(encoder, part.objective)
         objective = Contrastive(part.objective, world=world, autocast=autocast)
-        batch = _pairs(part.batch_size, part.objective, shape, texts, draw)
     prepare_blocks(model, compiled=config.compile, checkpointed=config.activation_checkpointing)
-    tried = _Step(model.to(device), objective, batch, config, world)
-    tried()  # the first is slower
-    rounds = [tried() for _ in range(ROUNDS)]
-    done = operations(shape, _as_drawn(workload(part, texts, 0), batch)).total * world.size
+    tried = _Step(model.to(device), objective, config, world)
+    whole, usual = operations(shape, work).total / world.size, workload(part, texts, 0)
+    rounds = []
+    for _ in range(1 + ROUNDS):
+        # A new batch each time, as in a run: kernels are made for the shapes that they meet.
+        batch = _batch(part, shape, texts, draw)
+        seconds = tried(batch)
+        done = operations(shape, _as_drawn(usual, batch)).total
+        rounds.append((seconds.passes * whole / done, seconds.update))
+    del rounds[0]  # the first is slower
     medians = torch.tensor([statistics.median(column) for column in zip(*rounds, strict=True)], device=device)
-    passes, update = (world.sum(medians) / world.size).tolist()
-    return StepSeconds(passes * operations(shape, work).total / done, update)
+    return StepSeconds(*(world.sum(medians) / world.size).tolist())
 
 
 def _as_drawn(work: Workload, batch: MaskedBatch | PairBatch) -> Workload:
@@ -92,23 +99,16 @@ def _as_drawn(work: Workload, batch: MaskedBatch | PairBatch) -> Workload:
 class _Step:
     """A step as the loop does it, timed."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Any,
-        batch: MaskedBatch | PairBatch,
-        config: TrainConfig,
-        world: World,
-    ) -> None:
-        self._model, self._objective, self._batch, self._world = model, objective, batch, world
+    def __init__(self, model: nn.Module, objective: Any, config: TrainConfig, world: World) -> None:
+        self._model, self._objective, self._world = model, objective, world
         self._device = next(model.parameters()).device
         self._clip_norm = config.optim.clip_norm
         self._optimizer = build_optimizer(model, config.optim)
 
-    def __call__(self) -> StepSeconds:
+    def __call__(self, batch: MaskedBatch | PairBatch) -> StepSeconds:
         began = self._now()
         self._optimizer.zero_grad(set_to_none=True)
-        self._objective.backward(self._model, self._batch)
+        self._objective.backward(self._model, batch)
         passed = self._now()
         # The objective has done this already: once more, to know how long it takes.
         self._world.sum_gradients(self._model.parameters())
@@ -129,22 +129,31 @@ def _pooled(encoder: Encoder, settings: ContrastiveConfig) -> PooledEncoder:
     return PooledEncoder(encoder, settings.pooling)
 
 
+def _batch(
+    config: TrainConfig, shape: EncoderConfig, texts: dict[str, TextLengths], draw: np.random.Generator
+) -> MaskedBatch | PairBatch:
+    if isinstance(config.objective, MaskedConfig):
+        return _rows(config.batch_size, config.objective, shape, draw)
+    return _pairs(config.batch_size, config.objective, shape, texts, draw)
+
+
 def _pairs(
     n: int, settings: ContrastiveConfig, shape: EncoderConfig, texts: dict[str, TextLengths], draw: np.random.Generator
 ) -> PairBatch:
     """n pairs with their negatives."""
-    documents = [texts["document"].spread(n)]
+    documents = [texts["document"].draw(n, draw)]
     if settings.num_negatives:
-        documents.append(texts.get("negatives", texts["document"]).spread(n * settings.num_negatives))
-    queries = _random(texts["query"].spread(n), shape, draw)
+        documents.append(texts.get("negatives", texts["document"]).draw(n * settings.num_negatives, draw))
+    queries = _random(texts["query"].draw(n, draw), shape, draw)
     return PairBatch(queries, _random(np.concatenate(documents), shape, draw), settings.num_negatives, "tried", 0)
 
 
 def _rows(num_rows: int, settings: MaskedConfig, shape: EncoderConfig, draw: np.random.Generator) -> MaskedBatch:
     length = settings.row_length
-    num_masked = max(1, round(settings.mask_rate * length))
     rows, targets = [], []
     for _ in range(num_rows):
+        num_special = draw.integers(2, max(3, length // _TOKENS_PER_SPECIAL))
+        num_masked = max(1, round(settings.mask_rate * (length - num_special)))
         rows.append(_random(np.array([length]), shape, draw))
         positions_M = np.sort(draw.permutation(length)[:num_masked])
         targets.append((torch.from_numpy(positions_M), rows[-1].ids_T[positions_M]))
