@@ -184,7 +184,8 @@ def test_lengths_from_a_histogram_are_close_to_the_true_ones(lengths, cut, added
         assert told.mean == pytest.approx(read.mean()), "without a cut, the mean is the one that was counted"
     drawn = told.draw(500, np.random.default_rng(0))
     assert 1 <= drawn.min() <= drawn.max() <= told.longest
-    assert abs(drawn.mean() - told.mean) < 1 + 6 * drawn.std() / 500**0.5, "six standard errors"
+    # Six standard errors, and what lies beyond the longest after all were moved together.
+    assert abs(drawn.mean() - told.mean) < 1 + 0.15 * told.mean + 6 * drawn.std() / 500**0.5
 
 
 def test_what_fits_one_chunk_goes_forward_once():
