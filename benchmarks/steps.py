@@ -125,7 +125,7 @@ def _step_and_tell(
     make: Callable[[Path, str, str], Step], place: Path, precision: str, name: str, results: SimpleQueue[int | None]
 ) -> None:
     if name == OURS:
-        keep_freed_memory()  # the peer's memory without it: it would not be smaller
+        keep_freed_memory()  # as `longspan train` does; the peer's own trainer does not
     make(place, precision, name)()
     # Not ru_maxrss: a child inherits its parent's peak.
     status = Path(f"/proc/{os.getpid()}/status")
