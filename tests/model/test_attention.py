@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longspan.model.attention import _dense_runs, attention
+from longspan.model.attention import attention, dense_runs
 
 
 def naive(q_THK, k_THK, v_THK, lengths):
@@ -57,7 +57,7 @@ def test_gradients_in_bfloat16_are_as_near_as_those_of_torch(pack):
         return [gradient.double() for gradient in torch.autograd.grad(loss, inputs)]
 
     expected = gradients(torch.float64, naive, lengths)
-    by_torch = gradients(torch.bfloat16, _dense_runs, packed)
+    by_torch = gradients(torch.bfloat16, dense_runs, packed)
     for exact, ours, theirs in zip(expected, gradients(torch.bfloat16, attention, packed), by_torch, strict=True):
         # Scores and their gradients are rounded to 8 bits on the way, where torch's kernel keeps 24.
         assert (ours - exact).norm() < 0.015 * exact.norm()

@@ -32,7 +32,7 @@ def attention(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packed: Packed) -> Te
         return _flash(q_THK, k_THK, v_THK, packed)
     if _is_trained_in_bfloat16(q_THK) and packed.max_length <= LONGEST_BY_PRODUCTS:
         return _DenseRuns.apply(q_THK, k_THK, v_THK, packed)  # pyright: ignore[reportReturnType]
-    return _dense_runs(q_THK, k_THK, v_THK, packed)
+    return dense_runs(q_THK, k_THK, v_THK, packed)
 
 
 def _is_trained_in_bfloat16(q_THK: Tensor) -> bool:
@@ -49,7 +49,8 @@ def _flash(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packed: Packed) -> Tenso
     return out  # pyright: ignore[reportReturnType]  # only a tuple when auxiliary outputs are asked for
 
 
-def _dense_runs(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packed: Packed) -> Tensor:
+def dense_runs(q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packed: Packed) -> Tensor:
+    """`attention` by torch's dense kernel in both directions, equally long neighbours together."""
     # Callers order sequences by length where they can, so a batch of thousands of short texts is a few dozen runs.
     runs = _runs(packed)
     sizes = [length * count for length, count in runs]
@@ -67,7 +68,7 @@ def _runs(packed: Packed) -> list[tuple[int, int]]:
 
 
 class _DenseRuns(torch.autograd.Function):
-    """`_dense_runs` with a backward pass of plain matrix products.
+    """`dense_runs` with a backward pass of plain matrix products.
 
     In bfloat16 the backward pass of torch's own kernel is several times slower than the five products that it consists
     of (docs/performance.md). Probabilities are computed again, for a few heads at a time.
@@ -77,7 +78,7 @@ class _DenseRuns(torch.autograd.Function):
     def forward(ctx: Any, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor, packed: Packed) -> Tensor:
         ctx.save_for_backward(q_THK, k_THK, v_THK)
         ctx.runs = _runs(packed)
-        return _dense_runs(q_THK, k_THK, v_THK, packed)
+        return dense_runs(q_THK, k_THK, v_THK, packed)
 
     @staticmethod
     @once_differentiable

@@ -20,7 +20,6 @@ from longspan.errors import LongspanError
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
 from longspan.model.gated import gated_product
-from longspan.model.lookup import rows_of
 from longspan.model.rope import rotary_tables, rotate
 from longspan.text.packed import Packed
 
@@ -89,7 +88,7 @@ class Embeddings(nn.Module):
                 remedy="cut or split it",
             )
         try:
-            h_TD = rows_of(self.tokens.weight, packed.ids_T)
+            h_TD = self.tokens(packed.ids_T)
         except IndexError:
             packed.check_ids(self.tokens.num_embeddings)
             raise

@@ -26,6 +26,7 @@ from longspan.data.dataset import find_prepared
 from longspan.data.manifest import LENGTH_EDGES, Lengths, Manifest
 from longspan.data.prepare import TOKENIZER_FILE
 from longspan.errors import LongspanError
+from longspan.model.attention import dense_runs
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.pooling import PooledEncoder
@@ -374,6 +375,9 @@ def _vector_bytes(shape: EncoderConfig, work: Workload, num_devices: int) -> flo
 @functools.cache
 def _peak_per_token(shape: str, precision: str, checkpointed: bool) -> float:
     encoder = Encoder(EncoderConfig.model_validate_json(shape))
+    for layer in encoder.layers:
+        # What attention's backward pass by products holds at a time has a bound: it does not grow with the tokens.
+        layer.attention.kernel = dense_runs  # pyright: ignore[reportAttributeAccessIssue]
     prepare_blocks(PooledEncoder(encoder, "mean"), compiled=False, checkpointed=checkpointed)
     for parameter in encoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
