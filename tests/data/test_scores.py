@@ -19,7 +19,11 @@ from longspan.data.source import PairSource
 from longspan.errors import LongspanError
 from tests.train import tiny
 
-COLUMNS = {"negatives": "negatives", "positive_score": "positive_score", "negative_scores": "negative_scores"}
+COLUMNS: dict[str, Any] = {
+    "negatives": "negatives",
+    "positive_score": "positive_score",
+    "negative_scores": "negative_scores",
+}
 
 
 def _rows(counts: list[int]) -> list[dict[str, Any]]:
@@ -36,7 +40,7 @@ def _rows(counts: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def _prepared(folder: Path, rows: list[dict[str, Any]], **columns: str) -> Path:
+def _prepared(folder: Path, rows: list[dict[str, Any]], **columns: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     source = PairSource(name="scored", files=(str(folder / "scored.jsonl"),), **(columns or COLUMNS))

@@ -115,6 +115,7 @@ def test_the_cut_of_the_feed_forward_block(pack, encoders, precision, monkeypatc
 
 def attend(qkv_T3HK, rotation, packed, threads):
     library, (num_tokens, _, num_heads, head_size) = load_fused().library, qkv_T3HK.shape
+    assert library is not None
     out_THK = torch.empty((num_tokens, num_heads, head_size), dtype=torch.bfloat16)
     tensors = (qkv_T3HK, None, None, None, None, *rotation, packed.cu_seqlens)
     sizes = (packed.num_sequences, num_heads, head_size, head_size**-0.5)
@@ -132,11 +133,12 @@ def test_attention_is_attention(lengths, num_heads, head_size, rotary):
     num_tokens = sum(lengths)
     qkv_T3HK = torch.randn((num_tokens, 3, num_heads, head_size), generator=generator).bfloat16()
     angles_TK = torch.rand((num_tokens, head_size // 2), generator=generator).mul(6).repeat(1, 2)
-    rotation = (angles_TK.cos(), angles_TK.sin()) if rotary else (None, None)
+    tables = (angles_TK.cos(), angles_TK.sin())
+    rotation = tables if rotary else (None, None)
     packed = Packed.of([torch.zeros(length, dtype=torch.int64).numpy() for length in lengths])
     q_THK, k_THK, v_THK = qkv_T3HK.float().unbind(1)
     if rotary:
-        q_THK, k_THK = rotate(q_THK, *rotation), rotate(k_THK, *rotation)
+        q_THK, k_THK = rotate(q_THK, *tables), rotate(k_THK, *tables)
     expected_THK = attention(q_THK, k_THK, v_THK, packed)
     found_THK = attend(qkv_T3HK, rotation, packed, 2)
     # Queries, keys, weights and result are each rounded to 8 bits (relative error 1/900 on average).

@@ -35,8 +35,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     source = PairSource(name="pairs", files=(str(folder / "pairs.jsonl"),))
     mine_source(source, Teacher(ByWord()), folder / "mined", Mining(k=5, at_least=5))  # pyright: ignore[reportArgumentType]
-    columns = {"negatives": "negatives", "positive_score": "positive_score", "negative_scores": "negative_scores"}
-    mined = PairSource(name="mined", files=(str(folder / "mined" / MINED),), **columns)
+    mined = PairSource(
+        name="mined",
+        files=(str(folder / "mined" / MINED),),
+        negatives="negatives",
+        positive_score="positive_score",
+        negative_scores="negative_scores",
+    )
     prepare([mined], folder / "data", tiny.make_tokenizer(folder))
     return folder / "data"
 

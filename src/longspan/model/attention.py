@@ -104,7 +104,7 @@ def _run_backward(q_NLK: Tensor, k_NLK: Tensor, v_NLK: Tensor, grad_NLK: Tensor)
     for q, k, v, grad, grad_q, grad_k, grad_v in blocks:
         q = q * scale
         p = torch.softmax(q @ k.mT, dim=-1)
-        grad_scores = torch._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, p, -1, p.dtype)
         torch.bmm(grad_scores, k, out=grad_q).mul_(scale)
         torch.bmm(grad_scores.mT, q, out=grad_k)
         torch.bmm(p.mT, grad, out=grad_v)

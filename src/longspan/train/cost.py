@@ -377,7 +377,7 @@ def _peak_per_token(shape: str, precision: str, checkpointed: bool) -> float:
     encoder = Encoder(EncoderConfig.model_validate_json(shape))
     for layer in encoder.layers:
         # What attention's backward pass by products holds at a time has a bound: it does not grow with the tokens.
-        layer.attention.kernel = dense_runs  # pyright: ignore[reportAttributeAccessIssue]
+        layer.attention.kernel = dense_runs  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     prepare_blocks(PooledEncoder(encoder, "mean"), compiled=False, checkpointed=checkpointed)
     for parameter in encoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
