@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from benchmarks.record import write_record
-from benchmarks.steps import AUTOCAST, OURS, Step, measure, wanted_types, workload
+from benchmarks.steps import AUTOCAST, OURS, Step, measure, wanted_types
 from longspan.data.batch import PairBatch
 from longspan.demo.collect import collect
 from longspan.embedder import Embedder
@@ -36,7 +36,7 @@ from longspan.recipes.demo import ENCODER
 from longspan.text.packed import Packed
 from longspan.text.tasks import PREFIXES
 from longspan.text.tokenizer import Tokenizer
-from longspan.train.cost import operations
+from longspan.train.cost import Workload, operations
 
 PAIRS = 128
 MAX_TOKENS = 512
@@ -64,7 +64,7 @@ def main() -> None:
         _save(place, shape, tokenizer, rows)
         batch = _batch(place)
         lengths = [*batch.queries.lengths, *batch.documents.lengths]
-        gflop = operations(shape, workload(lengths, num_forwards=2)).total / 1e9
+        gflop = operations(shape, Workload.of_lengths(lengths, num_forwards=2)).total / 1e9
         about = {
             "pairs": PAIRS,
             "texts": "SQuAD" if shared else "docstrings",

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.record import compare
-from longspan.train.cost import Workload
 from longspan.train.heap import keep_freed_memory
 
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16}
@@ -38,18 +37,6 @@ def wanted_types(description: str | None) -> list[str]:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--types", nargs="+", choices=list(AUTOCAST), default=list(AUTOCAST))
     return parser.parse_args().types
-
-
-def workload(lengths: list[int], *, num_forwards: int) -> Workload:
-    """A step over sequences of these lengths, for its number of operations."""
-    return Workload(
-        num_steps=1,
-        num_sequences=len(lengths),
-        num_tokens=sum(lengths),
-        sum_of_squares=sum(length**2 for length in lengths),
-        longest=max(lengths),
-        num_forwards=num_forwards,
-    )
 
 
 def measure(

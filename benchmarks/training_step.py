@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from benchmarks.record import write_record
-from benchmarks.steps import AUTOCAST, OURS, Step, measure, wanted_types, workload
+from benchmarks.steps import AUTOCAST, OURS, Step, measure, wanted_types
 from longspan.bench import texts_of_this_machine
 from longspan.embedder import Embedder
 from longspan.model.config import EmbeddingConfig, EncoderConfig
@@ -30,7 +30,7 @@ from longspan.model.hub import load_encoder
 from longspan.model.pooling import PooledEncoder, finish
 from longspan.text.packed import Packed, chunks_of_similar_length
 from longspan.text.tokenizer import Tokenizer
-from longspan.train.cost import operations
+from longspan.train.cost import Workload, operations
 
 TEXTS = 12
 MAX_TOKENS = 2048
@@ -55,7 +55,7 @@ def main() -> None:
         Embedder(encoder, tokenizer, CONFIG, device="cpu").save(place / "model")
         (place / "texts.json").write_text(json.dumps(texts), "utf-8")
         lengths = [len(ids) for ids in _ids(place)]
-        gflop = operations(shape, workload(lengths, num_forwards=1)).total / 1e9
+        gflop = operations(shape, Workload.of_lengths(lengths, num_forwards=1)).total / 1e9
         about = {"texts": TEXTS, "chunk_tokens": CHUNK_TOKENS, "gflop": round(gflop, 1)}
         result = about | measure(make_step, place, list(MINI_BATCHES), sum(lengths), types)
     write_record("training-step-cpu", result)

@@ -93,6 +93,19 @@ class Workload(Config):
     """How often a token goes forward through the encoder: once more with GradCache (where not all queries, or all
     documents, fit into one chunk), and once more where activations are computed again. A mean over the tokens."""
 
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int], *, num_predicted: float = 0.0, num_forwards: float = 1) -> Workload:
+        """One step over sequences of these lengths."""
+        return cls(
+            num_steps=1,
+            num_sequences=len(lengths),
+            num_tokens=sum(lengths),
+            sum_of_squares=sum(length**2 for length in lengths),
+            longest=max(lengths),
+            num_predicted=num_predicted,
+            num_forwards=num_forwards,
+        )
+
 
 class Operations(Config):
     """Floating-point operations of one step."""

@@ -26,15 +26,7 @@ def training_flops(shape: EncoderConfig, batch: MaskedBatch | PairBatch) -> floa
     else:
         lengths = [length for row in batch.rows for length in row.lengths]
         num_predicted = sum(len(positions) for positions, _ in batch.targets)
-    work = Workload(
-        num_steps=1,
-        num_sequences=len(lengths),
-        num_tokens=sum(lengths),
-        sum_of_squares=sum(length**2 for length in lengths),
-        longest=max(lengths),
-        num_predicted=num_predicted,
-    )
-    return operations(shape, work).total
+    return operations(shape, Workload.of_lengths(lengths, num_predicted=num_predicted)).total
 
 
 def known_peak(device: torch.device, precision: str) -> float | None:
