@@ -36,6 +36,8 @@ class Processor(Config):
     """The CPU."""
 
     name: str
+    vendor: str | None = None
+    """Its maker as x86 processors name it, "AuthenticAMD"; None: not known."""
     architecture: str
     num_cores: int | None
     """Physical cores; None: not known."""
@@ -123,6 +125,7 @@ def read_processor(root: Path = Path("/")) -> Processor:
     features = (first.get("flags") or first.get("Features") or "").split()
     return Processor(
         name=first.get("model name") or platform.processor() or "unknown",
+        vendor=first.get("vendor_id"),
         architecture=platform.machine(),
         num_cores=len(cores) or None,
         num_logical=os.cpu_count() or 1,

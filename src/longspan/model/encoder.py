@@ -20,6 +20,7 @@ from longspan.errors import LongspanError
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
 from longspan.model.gated import gated_product
+from longspan.model.linear import Linear
 from longspan.model.rope import rotary_tables, rotate
 from longspan.text.packed import Packed
 
@@ -134,8 +135,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.kernel = attention
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.qkv = Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
         q_THK, k_THK, v_THK = self.qkv(h_TD).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
@@ -151,8 +152,8 @@ class GatedMLP(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.activation]
-        self.up_gate = nn.Linear(config.width, 2 * config.inner_width, bias=config.bias)
-        self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
+        self.up_gate = Linear(config.width, 2 * config.inner_width, bias=config.bias)
+        self.down = Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor) -> Tensor:
         return self.down(gated_product(self.up_gate(h_TD), self.act))
@@ -164,8 +165,8 @@ class MLP(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.activation]
-        self.up = nn.Linear(config.width, config.inner_width, bias=config.bias)
-        self.down = nn.Linear(config.inner_width, config.width, bias=config.bias)
+        self.up = Linear(config.width, config.inner_width, bias=config.bias)
+        self.down = Linear(config.inner_width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor) -> Tensor:
         return self.down(self.act(self.up(h_TD)))

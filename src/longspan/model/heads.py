@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import ACTIVATIONS, Encoder
+from longspan.model.linear import Linear
 from longspan.model.pooling import pool
 from longspan.model.tiled_loss import tiled_cross_entropy
 from longspan.text.packed import Packed
@@ -55,7 +56,7 @@ class MaskedLanguageHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = Linear(config.width, config.width)
         self.act = ACTIVATIONS[config.activation]
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size))

@@ -434,12 +434,17 @@ class LiveBytes(TorchDispatchMode):
     def _note(self, value: object, *, counts: bool) -> None:
         if not isinstance(value, torch.Tensor):
             return
-        storage = value.untyped_storage()
-        key = storage._cdata
+        if value.is_mkldnn:  # a matrix in oneDNN's own layout has no storage, but one owner
+            self._begin(id(value), value, value.numel() * value.element_size() * counts)
+        else:
+            storage = value.untyped_storage()
+            self._begin(storage._cdata, storage, storage.nbytes() * counts)
+
+    def _begin(self, key: int, owner: object, size: int) -> None:
         if key not in self._sizes:
-            self._sizes[key] = storage.nbytes() * counts
-            self._live += self._sizes[key]
-            weakref.finalize(storage, self._ended, key)
+            self._sizes[key] = size
+            self._live += size
+            weakref.finalize(owner, self._ended, key)
 
     def _ended(self, key: int) -> None:
         self._live -= self._sizes.pop(key)
