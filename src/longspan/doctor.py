@@ -21,6 +21,7 @@ from longspan import __version__
 from longspan.config import Config
 from longspan.machine import GIB, GPU, Machine, installed_versions, read_machine
 from longspan.model.compiled import load_fused
+from longspan.model.compiled_training import load_training
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import find_model
@@ -225,7 +226,7 @@ def _cpu_training(precision: str, machine: Machine) -> Use:
         precision=precision,
         computed_in=precision,
         matrices=_ONEDNN if precision == "float32" and multiplies_by_onednn() else "torch",
-        attention=_DENSE,
+        attention=_DENSE if load_training().library is None else _COMPILED,
         why=why,
     )
 

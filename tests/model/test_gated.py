@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from longspan.model import gated
+from longspan.model.compiled_training import load_training
 from longspan.model.gated import gated_product
 from longspan.model.rope import rotate
 
@@ -17,7 +19,8 @@ def _gradients(function, x, direction):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("act", [functional.silu, functional.gelu])
 @pytest.mark.parametrize("num_tokens", [1, 300])
-def test_gated_product(dtype, act, num_tokens):
+def test_gated_product_by_torchs_operators(dtype, act, num_tokens, monkeypatch):
+    monkeypatch.setattr(gated, "can_train_compiled", lambda device: False)
     width = 2048 if num_tokens > 1 else 3  # several blocks
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn((num_tokens, 2 * width), generator=generator) * 4).to(dtype)
@@ -34,6 +37,28 @@ def test_gated_product(dtype, act, num_tokens):
     ):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
         assert (ours == theirs).float().mean() > 0.99
+
+
+@pytest.mark.skipif(load_training().library is None, reason="no compiled code on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", [functional.silu, functional.gelu])
+@pytest.mark.parametrize("num_tokens", [1, 300])
+def test_compiled_gated_product_is_near_float64(dtype, act, num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn((num_tokens, 192), generator=generator) * 4).to(dtype)
+    x[0, 96:104] = torch.tensor([-300.0, -90.0, -20.0, 0.0, 1e-6, 20.0, 90.0, 300.0])
+    direction = torch.randn((num_tokens, 96), generator=generator).to(dtype)
+
+    def plain(up_gate):
+        up, gate = up_gate.chunk(2, dim=-1)
+        return up * act(gate)
+
+    exact = _gradients(plain, x.double(), direction.double())
+    for ours, expected in zip(_gradients(lambda y: gated_product(y, act), x, direction), exact, strict=True):
+        assert ours.dtype == dtype
+        # One rounding to bfloat16; in float32 GELU's erf is to 1.5e-7, times numbers of up to 16.
+        bound = 4e-3 if dtype == torch.bfloat16 else 5e-6
+        torch.testing.assert_close(ours.double(), expected, rtol=bound, atol=bound)
 
 
 def test_gated_product_by_differences():

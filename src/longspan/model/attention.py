@@ -1,4 +1,4 @@
-"""The kernel seam: the only file that knows which attention kernel exists.
+"""The kernel seam: attention by torch's kernels. (Its other side, `compiled_attention.py`, is code of ours.)
 
 Axes: T tokens of all sequences, H heads, K head size; of a run of equally long sequences N sequences times heads, L
 length.

@@ -1,6 +1,6 @@
 """The encoder: packed token ids in, one vector per token out. Mathematics only.
 
-Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
+Axes: T tokens of all sequences, D width, C = 3 D, H heads, K head size, F inner width.
 
 The paper's model (section 4.1.2) is BERT with rotary positions, SwiGLU, no biases and no dropout, normalised after each
 residual sum. BERT itself (learned positions, GELU, biases) and the pre-norm encoders of ModernBERT's kind are the same
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from longspan.errors import LongspanError
+from longspan.model.add_norm import add_norm
 from longspan.model.attention import attention
+from longspan.model.compiled_attention import attend, can_attend
+from longspan.model.compiled_training import can_read
 from longspan.model.config import EncoderConfig
 from longspan.model.gated import gated_product
 from longspan.model.linear import Linear
@@ -58,9 +61,13 @@ class Encoder(nn.Module):
     def _rotation(self, packed: Packed, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         if self.config.positions != "rotary":
             return None
-        device = packed.ids_T.device.type
-        if dtype == torch.float32 and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)  # what queries and keys will be: cast once, not in every layer
+        device = packed.ids_T.device
+        if dtype == torch.float32 and torch.is_autocast_enabled(device.type):
+            first = self.layers[0]
+            # Compiled attention rotates in float32. Else the tables get the type that queries and keys will have: cast
+            # once, not in every layer.
+            if not (isinstance(first, Layer) and first.attention.is_compiled(device)):
+                dtype = torch.get_autocast_dtype(device.type)
         return rotary_tables(packed, self.config, dtype)
 
 
@@ -120,30 +127,37 @@ class Layer(nn.Module):
         if self.prenorm:
             h_TD = h_TD + self.attention(self.norm1(h_TD), rotation, packed)
             return h_TD + self.mlp(self.norm2(h_TD))
-        h_TD = self.norm1(h_TD + self.attention(h_TD, rotation, packed))
-        return self.norm2(h_TD + self.mlp(h_TD))
+        h_TD, x_TD = add_norm(h_TD, self.attention(h_TD, rotation, packed), self.norm1)
+        return add_norm(h_TD, self.mlp(x_TD), self.norm2)[0]
 
 
 class Attention(nn.Module):
     """Multi-head self-attention within each sequence.
 
     Attributes:
-        kernel: what computes it, `model.attention.attention`.
+        kernel: what computes it where there is no compiled code for it, `model.attention.attention`.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self._head_size = config.num_heads, config.head_size
         self.kernel = attention
         self.qkv = Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = Linear(config.width, config.width, bias=config.bias)
 
     def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
-        q_THK, k_THK, v_THK = self.qkv(h_TD).unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
+        qkv_TC = self.qkv(h_TD)
+        if self.is_compiled(qkv_TC.device) and can_read(qkv_TC):
+            return self.out(attend(qkv_TC, rotation, packed, self.num_heads))
+        q_THK, k_THK, v_THK = qkv_TC.unflatten(-1, (3, self.num_heads, -1)).unbind(dim=1)
         if rotation is not None:
             cos_TK, sin_TK = (table.to(q_THK.dtype) for table in rotation)
             q_THK, k_THK = rotate(q_THK, cos_TK, sin_TK), rotate(k_THK, cos_TK, sin_TK)
         return self.out(self.kernel(q_THK, k_THK, v_THK, packed).flatten(-2))
+
+    def is_compiled(self, device: torch.device) -> bool:
+        """Whether compiled code computes it on that device, of float32 and bfloat16; `kernel` is left aside then."""
+        return self.kernel is attention and can_attend(self._head_size, device)
 
 
 class GatedMLP(nn.Module):
