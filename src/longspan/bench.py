@@ -36,9 +36,10 @@ from longspan.model.compiled import load_fused
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model
-from longspan.model.fused import FusedEncoder
+from longspan.model.fused import FusedEncoder, random_product
 from longspan.model.inference import Precision
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
+from longspan.model.rows import Product, Rows
 from longspan.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 2048
@@ -396,17 +397,19 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
         return None
     ours = Embedder.load(place.folder, device="cpu", precision=precision)
     spent, operations = 0.0, 0
-    kind = Int8Linear if precision == "int8" else FloatLinear
-    multiply = "of_integers" if isinstance(ours.model.encoder, FusedEncoder) and precision == "int8" else "forward"
+    encoder: Any = ours.model.encoder
+    kind = type(encoder.layers[0].attention.qkv)
+    multiply = "of_integers" if isinstance(encoder, FusedEncoder) and kind is Int8Linear else "forward"
     forward = getattr(kind, multiply)
 
-    def timed(self: FloatLinear | Int8Linear, x_TI: torch.Tensor) -> torch.Tensor:
+    def timed(self: nn.Module, x: torch.Tensor | Rows) -> torch.Tensor | Product:
         nonlocal spent, operations
         began = time.perf_counter()
-        y_TO = forward(self, x_TI)
+        y = forward(self, x)
         spent += time.perf_counter() - began
+        x_TI, y_TO = x.values_TI if isinstance(x, Rows) else x, y.values_TO if isinstance(y, Product) else y
         operations += 2 * x_TI.shape[0] * x_TI.shape[1] * y_TO.shape[1]
-        return y_TO
+        return y
 
     rates = []
     for _ in range(3):
@@ -432,9 +435,11 @@ def _limits(seconds: float = 0.25) -> dict[str, float]:
             prepacked = FloatLinear(weight, None)
             runs[f"{precision} (prepacked)"] = lambda x=x, prepacked=prepacked: prepacked(x)
     if has_int8_kernels():
-        int8, integers_TI = Int8Linear(weight_OI, None), torch.randint(-127, 128, x_TI.shape, dtype=torch.int8)
-        runs["int8 (product)"] = lambda: int8.of_integers(integers_TI)
+        int8 = Int8Linear(weight_OI, None)
         runs["int8 (rounding included)"] = lambda: int8(x_TI)
+    if load_fused().library is not None:
+        for precision in ("bfloat16", "int8"):
+            runs[f"{precision} (product)"] = random_product(weight_OI, len(x_TI), int8=precision == "int8")
     rates = {}
     with torch.inference_mode():
         for name, run in runs.items():

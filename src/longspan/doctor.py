@@ -20,11 +20,12 @@ import torch
 from longspan import __version__
 from longspan.config import Config
 from longspan.machine import GIB, GPU, Machine, installed_versions, read_machine
-from longspan.model.compiled import load_fused
+from longspan.model.compiled import TIERS, load_fused
 from longspan.model.compiled_training import load_training
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import find_model
+from longspan.model.fused import random_product
 from longspan.model.linear import multiplies_by_onednn
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels, largest_input
 from longspan.model.published_config import read_config
@@ -49,7 +50,7 @@ Work = Literal["embed", "train"]
 WORKS: tuple[Work, ...] = ("embed", "train")
 
 _DENSE = "torch's scaled dot product, equal lengths together"
-_COMPILED = "compiled for this processor, in one pass"
+_COMPILED = "compiled for this processor"
 _VARLEN = "FlashAttention for any lengths (torch.nn.attention.varlen)"
 _ONEDNN = "oneDNN, whose float32 kernels are faster than MKL's on AMD's processors"
 _EXACT = "what others are compared with"
@@ -161,7 +162,8 @@ def advise(machine: Machine, threads: Threads, rates: list[Rate], sizes: Sizes |
                 remedy="train with --set precision=fp32 here; int8 is what makes embedding quicker",
             )
         )
-    if "amx_bf16" in machine.processor.simd and load_fused().library is None:
+    able = any(set(tier.needed) <= set(machine.processor.simd) for tier in TIERS)
+    if able and load_fused().library is None:
         found.append(
             Advice(
                 what=f"embedding in bfloat16 and int8 could be twice as fast: {load_fused().reason}",
@@ -204,14 +206,16 @@ def _cpu_embedding(precision: str) -> Use:
         elif largest_input() < 255:
             why = "no VNNI: inputs are rounded to 7 bits, so that sums stay exact"
     fused = precision != "float32" and computed_in == precision and load_fused().library is not None
+    tier = load_fused().tier
+    ours = fused and tier is not None and tier.multiplies
     prepacked = precision == "int8" or has_float_kernels(getattr(torch, str(computed_in)))
     return Use(
         device="cpu",
         work="embed",
         precision=precision,
         computed_in=computed_in,
-        matrices="oneDNN, weights laid out in advance" if prepacked else "torch",
-        attention=_COMPILED if fused else _DENSE,
+        matrices=f"{_COMPILED if ours else 'oneDNN'}, weights laid out in advance" if ours or prepacked else "torch",
+        attention=f"{_COMPILED}, in one pass" if fused else _DENSE,
         why=why,
     )
 
@@ -373,6 +377,9 @@ def _rates(machine: Machine) -> list[Rate]:
     if has_int8_kernels():
         int8 = Int8Linear(weight_OI, None)
         kernels["int8"] = lambda: int8(x_TI)
+    if load_fused().library is not None:
+        for name in ("bfloat16", "int8"):
+            kernels[name] = random_product(weight_OI, len(x_TI), int8=name == "int8")
     operations = 2 * x_TI.shape[0] * weight_OI.numel()
     with torch.inference_mode():
         rates = [Rate(device="cpu", dtype=name, gops=_rate(run, operations)) for name, run in kernels.items()]

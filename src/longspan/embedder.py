@@ -145,7 +145,7 @@ class Embedder:
         if self.precision == "int8":
             settings.append(largest_input())  # processors differ in how finely they round
         if isinstance(encoder, FusedEncoder):
-            settings.append("fused")
+            settings.append(encoder.arithmetic)
         digest = hashlib.sha256(sha256_json(settings).encode())
         for name, tensor in encoder.state_dict().items():
             digest.update(name.encode() + str(tensor.dtype).encode())

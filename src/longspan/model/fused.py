@@ -1,15 +1,18 @@
-"""The encoder in bfloat16 or int8 on a CPU with a matrix unit: between two matrix products one pass over memory.
+"""The encoder in bfloat16 or int8 on a CPU with compiled code: between two matrix products one pass over memory.
 
-With AMX a matrix product takes a tenth of the time that it takes in float32, and what lies between the products would
-take most of the rest. Here it is compiled code (`fused.c`): sum, norm and rounding are one pass, activation, gate and
-rounding another, and attention reads queries, keys and values from where the product left them and rotates them on the
-way. What passes through the layers unmultiplied stays float32.
+Where there is a matrix unit (AMX) a product takes a tenth of the time that it takes in float32, elsewhere a half to a
+quarter, and what lies between the products would take most of the rest. Here it is compiled code (`kernels/`): sum,
+norm and rounding are one pass, activation, gate and rounding another, and attention reads queries, keys and values from
+where the product left them and rotates them on the way. Without a matrix unit the products are ours too. What passes
+through the layers unmultiplied stays float32.
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from longspan.model.compiled import load_fused
+from longspan.model.compiled_linear import CompiledLinear
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
-from longspan.model.inplace import InferenceEncoder
+from longspan.model.inplace import InferenceEncoder, MakeLinear
 from longspan.model.prepacked import FloatLinear, Int8Linear
 from longspan.model.rope import rotary_tables
+from longspan.model.rows import Product, Rows, at, library
 from longspan.text.packed import Packed
 
 _ROWS = 2048
@@ -36,46 +41,24 @@ def can_fuse(config: EncoderConfig) -> bool:
     return sizes_fit and load_fused().library is not None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a matrix product reads: bfloat16, or `middle + step * integer` with both numbers for every row."""
-
-    values_TI: Tensor
-    step_T: Tensor | None = None
-    middle_T: Tensor | None = None
-
-    @classmethod
-    def empty(cls, num_rows: int, width: int, *, int8: bool) -> Rows:
-        """Room for rows."""
-        if not int8:
-            return cls(torch.empty((num_rows, width), dtype=torch.bfloat16))
-        values_TI = torch.empty((num_rows, width), dtype=torch.int8)
-        return cls(values_TI, torch.empty(num_rows), torch.empty(num_rows))
-
-    def part(self, start: int, end: int) -> Rows:
-        """The rows from `start` to `end`, where they lie."""
-        cut = (None if tensor is None else tensor[start:end] for tensor in (self.step_T, self.middle_T))
-        return Rows(self.values_TI[start:end], *cut)
-
-    def places(self) -> tuple[int | None, ...]:
-        """Where the compiled code writes them: bfloat16, or integers, steps and middles."""
-        if self.step_T is None:
-            return _at(self.values_TI), None, None, None
-        return None, _at(self.values_TI), _at(self.step_T), _at(self.middle_T)
-
-
 class FusedEncoder(InferenceEncoder):
     """`FusedEncoder(encoder)(packed) -> h_TD`, float32 whatever the products are computed in, without gradients."""
 
     def __init__(self, encoder: Encoder, *, int8: bool) -> None:
         """`encoder` has its weights in bfloat16, or for `int8` in float32; `can_fuse` its configuration."""
-        super().__init__(encoder, int8=int8)
+        super().__init__(encoder, linear=fused_linear(int8=int8))
         self._int8 = int8
         config = encoder.config
         layers: list[Any] = list(self.layers)
         after = [norm for layer in layers for norm in (layer.norm1, layer.norm2)]
         # The norms in the order of the sums that they follow; the first stands before the first layer.
         self._norms = [_Norm.of(norm) for norm in ([*after, self.norm] if config.prenorm else [nn.Identity(), *after])]
+
+    @property
+    def arithmetic(self) -> str:
+        """What its numbers' last bits depend on, beside the weights."""
+        tier = load_fused().tier
+        return f"fused {tier.name}" if tier is not None and tier.multiplies else "fused"
 
     def forward(self, packed: Packed) -> Tensor:
         """Vectors of all tokens, (T, D), float32."""
@@ -88,7 +71,7 @@ class FusedEncoder(InferenceEncoder):
             for number, layer in enumerate(layers):
                 last = number == len(layers) - 1
                 attended = self._attention(layer.attention, x, rotation, packed)
-                y = _product(layer.attention.out, attended)
+                y = product(layer.attention.out, attended)
                 _combine(h_TD, y, self._norms[2 * number + 1], self.config.prenorm, x)
                 for start in range(0, len(h_TD), _ROWS):
                     part = x.part(start, start + _ROWS)
@@ -98,19 +81,19 @@ class FusedEncoder(InferenceEncoder):
             return h_TD
 
     def _attention(self, attention: Any, x: Rows, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Rows:
-        qkv = _product(attention.qkv, x)
+        qkv = product(attention.qkv, x)
         cos_TK, sin_TK = (None, None) if rotation is None else rotation
         out_TD = torch.empty((packed.num_tokens, self.config.width), dtype=torch.bfloat16)
-        failed = _library().attention(
+        failed = library().attention(
             *qkv.places(),
-            _at(cos_TK),
-            _at(sin_TK),
-            _at(packed.cu_seqlens),
+            at(cos_TK),
+            at(sin_TK),
+            at(packed.cu_seqlens),
             packed.num_sequences,
             self.config.num_heads,
             self.config.head_size,
             self.config.head_size**-0.5,
-            _at(out_TD),
+            at(out_TD),
             torch.get_num_threads(),
         )
         if failed:
@@ -118,14 +101,14 @@ class FusedEncoder(InferenceEncoder):
         if not self._int8:
             return Rows(out_TD)
         rounded = Rows.empty(*out_TD.shape, int8=True)
-        _library().round_rows(_at(out_TD), *out_TD.shape, *rounded.places()[1:], torch.get_num_threads())
+        library().round_rows(at(out_TD), *out_TD.shape, *rounded.places()[1:], torch.get_num_threads())
         return rounded
 
-    def _mlp(self, mlp: Any, x: Rows) -> _Product:
+    def _mlp(self, mlp: Any, x: Rows) -> Product:
         kind, gated = _KINDS[self.config.activation]
-        y = _product(mlp.up_gate if gated else mlp.up, x)
+        y = product(mlp.up_gate if gated else mlp.up, x)
         inner = Rows.empty(len(y.values_TO), self.config.inner_width, int8=self._int8)
-        _library().activate(
+        library().activate(
             *y.places(),
             *inner.values_TI.shape,
             kind,
@@ -133,29 +116,33 @@ class FusedEncoder(InferenceEncoder):
             *inner.places(),
             torch.get_num_threads(),
         )
-        return _product(mlp.down, inner)
+        return product(mlp.down, inner)
 
 
-@dataclass(frozen=True)
-class _Product:
-    """A matrix product as the compiled code reads it: bfloat16, and what is still to be put to it."""
-
-    values_TO: Tensor
-    step_T: Tensor | None = None
-    middle_T: Tensor | None = None
-    sums_O: Tensor | None = None
-    bias_O: Tensor | None = None
-
-    def places(self) -> tuple[int | None, ...]:
-        """Where the compiled code reads it."""
-        parts = (self.values_TO, self.step_T, self.middle_T, self.sums_O, self.bias_O)
-        return tuple(_at(tensor) for tensor in parts)
+def fused_linear(*, int8: bool) -> MakeLinear:
+    """Our own products where the compiled code has them, else oneDNN's."""
+    tier = load_fused().tier
+    if tier is not None and tier.multiplies:
+        return functools.partial(CompiledLinear, int8=int8)
+    return Int8Linear if int8 else FloatLinear
 
 
-def _product(linear: FloatLinear | Int8Linear, x: Rows) -> _Product:
+def product(linear: CompiledLinear | FloatLinear | Int8Linear, x: Rows) -> Product:
+    """`linear(x)` as the compiled code reads it."""
+    if isinstance(linear, CompiledLinear):
+        return linear(x)
     if isinstance(linear, FloatLinear):
-        return _Product(linear(x.values_TI))
-    return _Product(linear.of_integers(x.values_TI), x.step_T, x.middle_T, linear.sums_O, linear.bias_O)
+        return Product(linear(x.values_TI))
+    return Product(linear.of_integers(x.values_TI), x.step_T, x.middle_T, linear.sums_O, linear.bias_O)
+
+
+def random_product(weight_OI: Tensor, num_rows: int, *, int8: bool) -> Callable[[], Product]:
+    """The product of random rows with a weight, to be timed."""
+    linear: Any = fused_linear(int8=int8)(weight_OI if int8 else weight_OI.bfloat16(), None)
+    x_TI = torch.randn(num_rows, weight_OI.shape[1])
+    rows = Rows.empty(*x_TI.shape, int8=int8)
+    _combine(x_TI, None, _Norm(None, None, 0.0), False, rows)
+    return lambda: product(linear, rows)
 
 
 @dataclass(frozen=True)
@@ -174,25 +161,16 @@ class _Norm:
         return cls(norm.weight.detach().float().contiguous(), beta_D, norm.eps)
 
 
-def _combine(h_TD: Tensor, y: _Product | None, norm: _Norm, prenorm: bool, x: Rows) -> None:
+def _combine(h_TD: Tensor, y: Product | None, norm: _Norm, prenorm: bool, x: Rows) -> None:
     """`sum = h + y`; its norm goes to `x`, and to `h` the norm or (`prenorm`) the sum."""
-    _library().combine(
-        _at(h_TD),
+    library().combine(
+        at(h_TD),
         *((None,) * 5 if y is None else y.places()),
-        _at(norm.gamma_D),
-        _at(norm.beta_D),
+        at(norm.gamma_D),
+        at(norm.beta_D),
         norm.eps,
         prenorm,
         *h_TD.shape,
         *x.places(),
         torch.get_num_threads(),
     )
-
-
-def _library() -> Any:
-    """A ctypes library, whose functions no checker knows."""
-    return load_fused().library
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

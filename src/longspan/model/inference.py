@@ -10,7 +10,7 @@ from longspan.errors import LongspanError
 from longspan.model.encoder import Encoder
 from longspan.model.fused import FusedEncoder, can_fuse
 from longspan.model.inplace import InferenceEncoder
-from longspan.model.prepacked import has_float_kernels, has_int8_kernels
+from longspan.model.prepacked import Int8Linear, has_float_kernels, has_int8_kernels
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 """How exactly vectors are computed: a floor. bfloat16 on a processor without its arithmetic is computed in float32,
@@ -21,8 +21,8 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8")
 def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.device) -> Encoder:
     """The fastest form of `encoder` for `device`; the one place that decides which.
 
-    On a CPU an `InferenceEncoder`, in bfloat16 and int8 a `FusedEncoder` where the processor has a matrix unit and a C
-    compiler is there; elsewhere (and where torch was built without oneDNN) the encoder itself, moved and cast.
+    On a CPU an `InferenceEncoder`, in bfloat16 and int8 a `FusedEncoder` where there is compiled code for the
+    processor; elsewhere (and where torch was built without oneDNN) the encoder itself, moved and cast.
 
     Raises:
         LongspanError: the device cannot compute at this precision.
@@ -48,8 +48,12 @@ def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.
                 where=str(device),
                 remedy="use precision float32",
             )
-        fused = can_fuse(encoder.config)
-        return (FusedEncoder if fused else InferenceEncoder)(encoder.float(), int8=True)
+        encoder = encoder.float()
+        return (
+            FusedEncoder(encoder, int8=True)
+            if can_fuse(encoder.config)
+            else InferenceEncoder(encoder, linear=Int8Linear)
+        )
     dtype = torch.bfloat16 if precision == "bfloat16" and has_float_kernels(torch.bfloat16) else torch.float32
     encoder = encoder.to(device, dtype).eval()
     if not has_float_kernels(dtype):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ from torch import Tensor, nn
 from longspan.model.attention import attention
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import MLP, Attention, Encoder, GatedMLP, Layer
-from longspan.model.prepacked import FloatLinear, Int8Linear
+from longspan.model.prepacked import FloatLinear
 from longspan.text.packed import Packed
 
 _ROWS = 512
 """Rows of the feed-forward block computed together: its inner activations then stay in the processor's cache."""
+
+
+MakeLinear = Callable[[Tensor, Tensor | None], Any]
+"""Lays out a weight (O, I) and a bias (O,), or None, as a layer."""
 
 
 class InferenceEncoder(Encoder):
@@ -33,9 +38,8 @@ class InferenceEncoder(Encoder):
     encoder's; under int8 it has rounded weights, and their scales beside them.
     """
 
-    def __init__(self, encoder: Encoder, *, int8: bool = False) -> None:
+    def __init__(self, encoder: Encoder, *, linear: MakeLinear = FloatLinear) -> None:
         nn.Module.__init__(self)  # the encoder's own would make weights that nobody needs
-        linear = Int8Linear if int8 else FloatLinear
         self.config = encoder.config
         self.embeddings = encoder.embeddings
         self.layers = nn.ModuleList()
@@ -54,7 +58,7 @@ class InferenceEncoder(Encoder):
 class _Layer(nn.Module):
     """What `encoder.Layer` computes. `attention` and `mlp` add to their last argument what they find."""
 
-    def __init__(self, layer: Layer, config: EncoderConfig, linear: type[FloatLinear] | type[Int8Linear]) -> None:
+    def __init__(self, layer: Layer, config: EncoderConfig, linear: MakeLinear) -> None:
         super().__init__()
         self.prenorm = config.prenorm
         self.attention = _Attention(layer.attention, linear)
@@ -80,7 +84,7 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     """`h + attention(x)`."""
 
-    def __init__(self, attention: Attention, linear: type[FloatLinear] | type[Int8Linear]) -> None:
+    def __init__(self, attention: Attention, linear: MakeLinear) -> None:
         super().__init__()
         self.num_heads = attention.num_heads
         self.qkv, self.out = linear(*_parameters(attention.qkv)), linear(*_parameters(attention.out))
@@ -96,7 +100,7 @@ class _Attention(nn.Module):
 class _GatedMLP(nn.Module):
     """`h + down(up(x) * act(gate(x)))`."""
 
-    def __init__(self, mlp: GatedMLP, activation: str, linear: type[FloatLinear] | type[Int8Linear]) -> None:
+    def __init__(self, mlp: GatedMLP, activation: str, linear: MakeLinear) -> None:
         super().__init__()
         self.act = _ACTIVATIONS[activation]
         self.up_gate, self.down = linear(*_parameters(mlp.up_gate)), linear(*_parameters(mlp.down))
@@ -109,7 +113,7 @@ class _GatedMLP(nn.Module):
 class _MLP(nn.Module):
     """`h + down(act(up(x)))`."""
 
-    def __init__(self, mlp: MLP, activation: str, linear: type[FloatLinear] | type[Int8Linear]) -> None:
+    def __init__(self, mlp: MLP, activation: str, linear: MakeLinear) -> None:
         super().__init__()
         self.act = _ACTIVATIONS[activation]
         self.up, self.down = linear(*_parameters(mlp.up)), linear(*_parameters(mlp.down))

@@ -59,8 +59,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
-        self._scale_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
-        integers_OI = (weight_OI / self._scale_O[:, None]).round().to(torch.int8)
+        integers_OI, self._scale_O = round_weights(weight_OI)
         self._packed = _pack_int8(integers_OI)
         self.sums_O = integers_OI.sum(dim=1) * self._scale_O
         self.bias_O = bias_O
@@ -76,7 +75,10 @@ class Int8Linear(nn.Module):
         return y_TO if self.bias_O is None else y_TO.add_(self.bias_O)
 
     def of_integers(self, integers_TI: Tensor) -> Tensor:
-        """`integers @ weight.T`, (T, O), bfloat16, of rows that are rounded already; without their steps and bias."""
+        """`integers @ weight.T`, (T, O), bfloat16, of rows that are rounded already; without their steps and bias.
+
+        For processors with AMX: elsewhere oneDNN has no kernel for signed inputs but its slow reference.
+        """
         return _multiply_int8(integers_TI, self._packed, self._scale_O, torch.bfloat16)
 
     def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
@@ -88,6 +90,12 @@ class Int8Linear(nn.Module):
         destination[f"{prefix}scale"] = self._scale_O
         if self.bias_O is not None:
             destination[f"{prefix}bias"] = self.bias_O
+
+
+def round_weights(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights as 8-bit integers, symmetric around 0, (O, I), and the scale of every output, (O,)."""
+    scale_O = weight_OI.abs().amax(dim=1).clamp_min(_TINY) / 127
+    return (weight_OI / scale_O[:, None]).round().to(torch.int8), scale_O
 
 
 @functools.cache
