@@ -55,14 +55,18 @@ class Embedder:
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         name: str = "model",
+        consume: bool = False,
     ) -> None:
         """
+        Args:
+            consume: nobody else uses the encoder: its weights are freed while they are laid out for inference.
+
         Raises:
             LongspanError: the device cannot compute at this precision.
         """
         self.device = torch.device(device) if device is not None else _best_device()
         self.precision: Precision = precision
-        prepared = prepare_for_inference(encoder, precision, self.device)
+        prepared = prepare_for_inference(encoder, precision, self.device, consume=consume)
         self.model = PooledEncoder(prepared, config.pooling).eval()
         self.tokenizer = tokenizer
         self.config = config.within(encoder.config)
@@ -86,7 +90,7 @@ class Embedder:
                 at this precision.
         """
         encoder, tokenizer, config = read_model(path_or_id)
-        return cls(encoder, tokenizer, config, device=device, precision=precision, name=str(path_or_id))
+        return cls(encoder, tokenizer, config, device=device, precision=precision, name=str(path_or_id), consume=True)
 
     def save(self, folder: str | Path) -> None:
         """Publish: write a folder that longspan, sentence-transformers and transformers load as it is.

@@ -116,6 +116,16 @@ def test_the_state_is_the_encoders(encoders, family):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_an_encoder_that_nobody_needs_is_consumed(pack, small_encoder, precision):
+    packed, encoder = pack((5, 30)), small_encoder()
+    expected_TD = prepare_for_inference(small_encoder(), precision, CPU)(packed)
+    assert torch.equal(prepare_for_inference(encoder, precision, CPU, consume=True)(packed), expected_TD)
+    assert {x.device.type for name, x in encoder.named_parameters() if "mlp" in name or "attention" in name} == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        encoder(packed)
+
+
 def test_no_gradient_is_kept(pack, encoders):
     assert not encoders["nomic", "float32"][1](pack((5,))).requires_grad
 

@@ -44,9 +44,9 @@ def can_fuse(config: EncoderConfig) -> bool:
 class FusedEncoder(InferenceEncoder):
     """`FusedEncoder(encoder)(packed) -> h_TD`, float32 whatever the products are computed in, without gradients."""
 
-    def __init__(self, encoder: Encoder, *, int8: bool) -> None:
+    def __init__(self, encoder: Encoder, *, int8: bool, consume: bool = False) -> None:
         """`encoder` has its weights in bfloat16, or for `int8` in float32; `can_fuse` its configuration."""
-        super().__init__(encoder, linear=fused_linear(int8=int8))
+        super().__init__(encoder, linear=fused_linear(int8=int8), consume=consume)
         self._int8 = int8
         config = encoder.config
         layers: list[Any] = list(self.layers)

@@ -67,7 +67,6 @@ def load_encoder(folder: Path) -> Encoder:
     # Every weight is read below, so none is drawn: it would take time, and move the caller's random state.
     with torch.device("meta"):
         encoder = Encoder(read_config(folder))
-    encoder = encoder.to_empty(device="cpu")
     read_state(encoder, _read_weights(folder), where=folder)
     return encoder
 
@@ -83,7 +82,6 @@ def load_masked_model(folder: Path) -> MaskedLanguageModel:
     """
     with torch.device("meta"):
         model = MaskedLanguageModel(Encoder(read_config(folder)))
-    model = model.to_empty(device="cpu")
     weights = _read_weights(folder)
     if not any(_MASKED_SIGN.search(canonical(name)) for name in weights):
         raise LongspanError(
@@ -92,6 +90,7 @@ def load_masked_model(folder: Path) -> MaskedLanguageModel:
             remedy="use a model that was published with its head, or load the encoder alone",
         )
     published = _Published(weights, folder)
+    del weights
     biases = {
         "cls.predictions.transform.dense.bias": torch.zeros(model.head.dense.out_features),
         "cls.predictions.bias": torch.zeros(model.encoder.config.padded_vocab_size),
@@ -106,12 +105,13 @@ def load_masked_model(folder: Path) -> MaskedLanguageModel:
 
 
 def read_state(encoder: Encoder, weights: Mapping[str, Tensor], *, where: Path) -> None:
-    """Copy published weights into `encoder`, by name, strictly.
+    """Copy published weights into `encoder`, by name, strictly; one without weights (on "meta") takes them over.
 
     Raises:
         LongspanError: see `load_encoder`.
     """
     published = _Published(weights, where)
+    del weights  # what is stacked is freed piece by piece
     published.fill(encoder, published.layout.modules)
     published.check_rest(_MASKED_HEAD, _TIED)
 
@@ -151,7 +151,12 @@ class _Published:
         self.layout = layout_of(self.weights, where)
 
     def fill(self, module: torch.nn.Module, names: Mapping[str, tuple[str, ...]]) -> None:
-        """Copy the weights that `names` (of the layout) gives to `module` into it: each must be there, and fit."""
+        """Put the weights that `names` (of the layout) gives to `module` into it: each must be there, and fit.
+
+        Weights that found a place are not kept here, and those of a module without any are not copied where they need
+        not be stacked or cast: a model is in memory once.
+        """
+        taken_over: dict[str, Tensor] = {}
         for name, parameter in module.state_dict().items():
             parts = [canonical(part) for part in published_names(name, names)]
             if not parts:
@@ -164,7 +169,13 @@ class _Published:
             shape = (rows // len(parts), *rest)
             pieces = [self._weight(part, shape) for part in parts]
             stacked = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            parameter.copy_(in_published_order(name, stacked, self.layout))
+            weight = in_published_order(name, stacked, self.layout)
+            if parameter.is_meta:
+                taken_over[name] = weight.float()
+            else:
+                parameter.copy_(weight)
+        if taken_over:
+            module.load_state_dict(taken_over, assign=True)
 
     def check_tied(self, tokens_VD: Tensor) -> None:
         """Refuse an output weight that is not the token table."""
@@ -216,7 +227,7 @@ class _Published:
                 remedy="the training run diverged or the file is damaged: take an earlier checkpoint",
             )
         self._placed.add(name)
-        return tensor
+        return self.weights.pop(name)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -304,13 +315,18 @@ def _read_index(folder: Path) -> dict[str, str] | None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """All tensors of a safetensors file, in memory of their own.
 
     Raises:
         LongspanError: the file is missing or torn. Pickled checkpoints are never read: they can run code.
     """
+    return {name: _read_tensor(path, name) for name in _names(path)}
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    # Opened for every tensor: what is read stays mapped, and counts as this process's memory, until the file is closed.
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        return file.get_tensor(name).clone()
 
 
 def _names(path: Path) -> list[str]:

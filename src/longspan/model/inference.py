@@ -18,11 +18,17 @@ which is nearer to the truth there, and faster."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16", "int8")
 
 
-def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.device) -> Encoder:
+def prepare_for_inference(
+    encoder: Encoder, precision: Precision, device: torch.device, *, consume: bool = False
+) -> Encoder:
     """The fastest form of `encoder` for `device`; the one place that decides which.
 
     On a CPU an `InferenceEncoder`, in bfloat16 and int8 a `FusedEncoder` where there is compiled code for the
     processor; elsewhere (and where torch was built without oneDNN) the encoder itself, moved and cast.
+
+    Args:
+        consume: nobody uses `encoder` afterwards: its matrices may be freed while they are laid out, so that the model
+            is in memory once.
 
     Raises:
         LongspanError: the device cannot compute at this precision.
@@ -49,14 +55,13 @@ def prepare_for_inference(encoder: Encoder, precision: Precision, device: torch.
                 remedy="use precision float32",
             )
         encoder = encoder.float()
-        return (
-            FusedEncoder(encoder, int8=True)
-            if can_fuse(encoder.config)
-            else InferenceEncoder(encoder, linear=Int8Linear)
-        )
+        if can_fuse(encoder.config):
+            return FusedEncoder(encoder, int8=True, consume=consume)
+        return InferenceEncoder(encoder, linear=Int8Linear, consume=consume)
     dtype = torch.bfloat16 if precision == "bfloat16" and has_float_kernels(torch.bfloat16) else torch.float32
     encoder = encoder.to(device, dtype).eval()
     if not has_float_kernels(dtype):
         return encoder
-    fused = dtype == torch.bfloat16 and can_fuse(encoder.config)
-    return FusedEncoder(encoder, int8=False) if fused else InferenceEncoder(encoder)
+    if dtype == torch.bfloat16 and can_fuse(encoder.config):
+        return FusedEncoder(encoder, int8=False, consume=consume)
+    return InferenceEncoder(encoder, consume=consume)

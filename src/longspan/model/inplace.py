@@ -38,7 +38,8 @@ class InferenceEncoder(Encoder):
     encoder's; under int8 it has rounded weights, and their scales beside them.
     """
 
-    def __init__(self, encoder: Encoder, *, linear: MakeLinear = FloatLinear) -> None:
+    def __init__(self, encoder: Encoder, *, linear: MakeLinear = FloatLinear, consume: bool = False) -> None:
+        """`consume`: free the encoder's matrices layer by layer, as they are laid out; it is of no use then."""
         nn.Module.__init__(self)  # the encoder's own would make weights that nobody needs
         self.config = encoder.config
         self.embeddings = encoder.embeddings
@@ -46,6 +47,9 @@ class InferenceEncoder(Encoder):
         for layer in encoder.layers:
             assert isinstance(layer, Layer)
             self.layers.append(_Layer(layer, encoder.config, linear))
+            for module in layer.modules() if consume else ():
+                if isinstance(module, nn.Linear):
+                    module.to("meta")
         self.norm = encoder.norm
         self.eval()
 
