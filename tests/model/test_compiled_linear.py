@@ -1,12 +1,15 @@
 """Linear layers by our own kernel compute what linear layers compute, row by row, to the bit."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from longspan.model.compiled import load_fused
-from longspan.model.compiled_linear import CompiledLinear
+from longspan.model.compiled_linear import ACTIVATIONS, CompiledLinear
 from longspan.model.rows import Rows
 
 TIER = load_fused().tier
@@ -51,6 +54,28 @@ def test_in_int8_it_is_linear_in_what_the_integers_stand_for(inputs, outputs, bi
     expected_TO = values_TI @ weight_OI.T + (0 if bias_O is None else bias_O)
     # Integers are summed exactly. What is rounded are the scales' products, as large as the sums of the weights.
     torch.testing.assert_close(linear(x).values_TO.double(), expected_TO, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("outputs", [32, 48, 96])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_and_gate_follow(activation, outputs, int8):
+    gated = ACTIVATIONS[activation][1]
+    weight_OI, bias_O = random(outputs * (1 + gated), 64) / 4, random(outputs * (1 + gated), seed=3)
+    x = random_rows(13, 64, int8=int8)
+    plain_TO = CompiledLinear(weight_OI, bias_O, int8=int8)(x).values_TO.float()
+    kind = {"swiglu": functional.silu, "relu": functional.relu}.get(activation, functional.gelu)
+    if activation == "gelu_tanh":
+        kind = functools.partial(functional.gelu, approximate="tanh")
+    up_TO, gate_TO = plain_TO.chunk(2, dim=1) if gated else (torch.ones(()), plain_TO)
+    layer = CompiledLinear(weight_OI, bias_O, int8=int8, activation=activation)
+    found_TO = layer(x).values_TO.float()
+    assert found_TO.shape == (13, outputs)
+    # `plain_TO` is rounded before the activation, which turns a relative error of 2^-9 into as much of its argument.
+    error_TO = (found_TO - up_TO * kind(gate_TO)).abs()
+    assert bool((error_TO <= 2**-6 * (gate_TO.abs() * up_TO.abs()) + 1e-3).all())
+    assert torch.equal(layer.state_dict()["bias"], bias_O)
+    assert torch.equal(layer.state_dict()["weight"], CompiledLinear(weight_OI, None, int8=int8).state_dict()["weight"])
 
 
 def test_the_largest_integers_are_summed_exactly():

@@ -43,19 +43,18 @@ class Tier:
     multiplies: bool
 
 
-_PASSES = ("norms.c", "activation.c", "attention.c")
 TIERS = (
     Tier(
         "amx",
         ("avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
-        _PASSES,
+        ("norms.c", "activation.c", "attention.c"),
         (*_FLAGS, *_AVX512, "-mamx-tile", "-mamx-bf16", "-DAMX"),
         multiplies=False,
     ),
     Tier(
         "avx512",
         ("avx512f", "avx512_vnni", "avx512_bf16"),
-        (*_PASSES, "gemm.c"),
+        ("norms.c", "attention.c", "gemm.c"),
         (*_FLAGS, *_AVX512, "-mavx512vnni"),
         multiplies=True,
     ),
@@ -69,7 +68,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "activate": [*[_POINTER] * 5, _LONG, _LONG, _INT, _INT, *[_POINTER] * 4, _INT],
     "attention": [*[_POINTER] * 8, _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT],
     "prepare": [],
-    "multiply": [_INT, *[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 4, _LONG, _POINTER, _INT],
+    "multiply": [_INT, *[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 4, _LONG, _INT, _INT, _POINTER, _INT],
 }
 
 
@@ -118,7 +117,7 @@ def _load(tier: Tier) -> Fused:
     except (OSError, subprocess.SubprocessError) as error:
         return Fused(None, f"it could not be compiled: {_last_line(error)}")
     for name, arguments in _SIGNATURES.items():
-        if name == "multiply" and not tier.multiplies:
+        if not hasattr(library, name):  # not every tier has every pass
             continue
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _INT if name in ("attention", "prepare") else None

@@ -1,8 +1,8 @@
 """Linear layers by our own kernel (`kernels/gemm.c`): bfloat16, or 8-bit integers, for CPUs without a matrix unit.
 
 In bfloat16 every output is one sum in one order, and integers are summed exactly: a row's result does not depend on how
-many other rows there are, bit for bit. Integers are brought back to what they stand for where a product is still in
-registers, so that nothing is left to do for the pass that reads it.
+many other rows there are, bit for bit. Integers are brought back to what they stand for, and activated, while a part of
+the product is at hand, so that nothing is left to do for the pass that reads it.
 
 Axes: T rows, I inputs, O outputs, P panels of outputs, G groups of inputs (32 bits: 2 of bfloat16, or 4 integers).
 """
@@ -19,27 +19,35 @@ _PANEL = 64
 """Outputs of a panel: `PANEL` of the kernel."""
 
 
-class CompiledLinear(nn.Module):
-    """`x @ weight.T + bias` with both factors in bfloat16, or rounded to 8-bit integers as `Int8Linear` does."""
+ACTIVATIONS = {"swiglu": (0, True), "geglu": (1, True), "gelu": (1, False), "gelu_tanh": (2, False), "relu": (3, False)}
+"""By activation: its number in the compiled code, and whether it is gated."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, int8: bool) -> None:
+
+class CompiledLinear(nn.Module):
+    """`act(x @ weight.T + bias)` with both factors in bfloat16, or rounded to 8-bit integers as `Int8Linear` does.
+
+    A gated activation gives half as many outputs as there are rows of weights: up first, then the gates.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, int8: bool, activation: str | None = None) -> None:
         """Lay out the weights; inputs are a multiple of 4, outputs of 16."""
         super().__init__()
-        self._int8, self._outputs = int8, len(weight_OI)
+        self._int8, self._rows = int8, len(weight_OI)
+        self._activation, self._gated = (-1, False) if activation is None else ACTIVATIONS[activation]
         self._scale_O, self._sums_O = None, None
         if int8:
             weight_OI, scale_O = round_weights(weight_OI.float())
-            self._scale_O, self._sums_O = _filled(scale_O), _filled(weight_OI.sum(dim=1) * scale_O)
+            self._scale_O, self._sums_O = self._in_panels(scale_O), self._in_panels(weight_OI.sum(dim=1) * scale_O)
         else:
             weight_OI = weight_OI.to(torch.bfloat16)
-        self._bias_O = None if bias_O is None else _filled(bias_O.float())
-        groups_OG = _filled(weight_OI.contiguous().view(torch.int32))
+        self._bias_O = None if bias_O is None else self._in_panels(bias_O.float())
+        groups_OG = self._in_panels(weight_OI.contiguous().view(torch.int32))
         self._groups_PGO = groups_OG.view(-1, _PANEL, groups_OG.shape[1]).transpose(1, 2).contiguous()
 
     def forward(self, x: Rows) -> Product:
         """(T, O), bfloat16, complete."""
-        num_rows = len(x.values_TI)
-        y_TO = torch.empty((num_rows, self._outputs), dtype=torch.bfloat16)
+        num_rows, num_outputs = len(x.values_TI), self._rows // 2 if self._gated else self._rows
+        y_TO = torch.empty((num_rows, num_outputs), dtype=torch.bfloat16)
         library().multiply(
             self._int8,
             at(x.values_TI),
@@ -51,23 +59,31 @@ class CompiledLinear(nn.Module):
             at(self._scale_O),
             at(self._sums_O),
             at(self._bias_O),
-            self._outputs,
+            num_outputs,
+            self._activation,
+            self._gated,
             at(y_TO),
             torch.get_num_threads(),
         )
         return Product(y_TO)
 
+    def _in_panels(self, x: Tensor) -> Tensor:
+        """Rows of weights in the order in which they are laid out, with zeros up to a whole number of panels."""
+        parts = x.chunk(2) if self._gated else (x,)
+        size = _PANEL // len(parts)
+        filled = [torch.cat([part, part.new_zeros(-len(part) % size, *x.shape[1:])]) for part in parts]
+        return torch.stack([part.unflatten(0, (-1, size)) for part in filled], dim=1).flatten(0, 2)
+
+    def _out_of_panels(self, x: Tensor) -> Tensor:
+        """What `_in_panels` was given."""
+        count = 2 if self._gated else 1
+        parts = x.unflatten(0, (-1, count, _PANEL // count)).unbind(dim=1)
+        return torch.cat([part.flatten(0, 1)[: self._rows // count] for part in parts])
+
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        groups_OG = self._groups_PGO.transpose(1, 2).flatten(0, 1)[: self._outputs].contiguous()
+        groups_OG = self._out_of_panels(self._groups_PGO.transpose(1, 2).flatten(0, 1))
         destination[f"{prefix}weight"] = groups_OG.view(torch.int8 if self._int8 else torch.bfloat16)
         if self._scale_O is not None:
-            destination[f"{prefix}scale"] = self._scale_O[: self._outputs]
+            destination[f"{prefix}scale"] = self._out_of_panels(self._scale_O)
         if self._bias_O is not None:
-            destination[f"{prefix}bias"] = self._bias_O[: self._outputs]
-
-
-def _filled(x: Tensor) -> Tensor:
-    """With zeros behind it up to a whole number of panels."""
-    out = x.new_zeros((-len(x) % _PANEL + len(x), *x.shape[1:]))
-    out[: len(x)] = x
-    return out
+            destination[f"{prefix}bias"] = self._out_of_panels(self._bias_O)

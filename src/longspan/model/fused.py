@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.model.compiled import load_fused
-from longspan.model.compiled_linear import CompiledLinear
+from longspan.model.compiled_linear import ACTIVATIONS, CompiledLinear
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.inplace import InferenceEncoder, MakeLinear
@@ -30,9 +30,9 @@ from longspan.model.rows import Product, Rows, at, library
 from longspan.text.packed import Packed
 
 _ROWS = 2048
-"""Rows of the feed-forward block computed together: it bounds memory, and weights are read once for so many."""
-_KINDS = {"swiglu": (0, True), "geglu": (1, True), "gelu": (1, False), "gelu_tanh": (2, False), "relu": (3, False)}
-"""By activation: its number in the compiled code, and whether it is gated."""
+"""Rows that pass all between two attentions together: it bounds memory, and weights are read once for so many."""
+_OUR_ROWS = 512
+"""The same for our own products, which read weights again before long anyway: what passes stays in the cache."""
 
 
 def can_fuse(config: EncoderConfig) -> bool:
@@ -46,7 +46,8 @@ class FusedEncoder(InferenceEncoder):
 
     def __init__(self, encoder: Encoder, *, int8: bool, consume: bool = False) -> None:
         """`encoder` has its weights in bfloat16, or for `int8` in float32; `can_fuse` its configuration."""
-        super().__init__(encoder, linear=fused_linear(int8=int8), consume=consume)
+        first = fused_linear(int8=int8, activation=encoder.config.activation)
+        super().__init__(encoder, linear=fused_linear(int8=int8), first=first, consume=consume)
         self._int8 = int8
         config = encoder.config
         layers: list[Any] = list(self.layers)
@@ -67,20 +68,21 @@ class FusedEncoder(InferenceEncoder):
             rotation = rotary_tables(packed, self.config, torch.float32) if self.config.positions == "rotary" else None
             x = Rows.empty(*h_TD.shape, int8=self._int8)
             _combine(h_TD, None, self._norms[0], self.config.prenorm, x)
+            rows = _OUR_ROWS if _are_ours() else _ROWS
             layers: list[Any] = list(self.layers)
             for number, layer in enumerate(layers):
                 last = number == len(layers) - 1
-                attended = self._attention(layer.attention, x, rotation, packed)
-                y = product(layer.attention.out, attended)
-                _combine(h_TD, y, self._norms[2 * number + 1], self.config.prenorm, x)
-                for start in range(0, len(h_TD), _ROWS):
-                    part = x.part(start, start + _ROWS)
+                attended_TD = self._attention(layer.attention, x, rotation, packed)
+                for start in range(0, len(h_TD), rows):
+                    some, part = slice(start, start + rows), x.part(start, start + rows)
+                    y = product(layer.attention.out, self._rounded(attended_TD[some]))
+                    _combine(h_TD[some], y, self._norms[2 * number + 1], self.config.prenorm, part)
                     y = self._mlp(layer.mlp, part)
                     prenorm = self.config.prenorm and not last  # the last norm's result is the encoder's
-                    _combine(h_TD[start : start + _ROWS], y, self._norms[2 * number + 2], prenorm, part)
+                    _combine(h_TD[some], y, self._norms[2 * number + 2], prenorm, part)
             return h_TD
 
-    def _attention(self, attention: Any, x: Rows, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Rows:
+    def _attention(self, attention: Any, x: Rows, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
         qkv = product(attention.qkv, x)
         cos_TK, sin_TK = (None, None) if rotation is None else rotation
         out_TD = torch.empty((packed.num_tokens, self.config.width), dtype=torch.bfloat16)
@@ -98,15 +100,22 @@ class FusedEncoder(InferenceEncoder):
         )
         if failed:
             raise MemoryError(f"attention over {packed.max_length} tokens")
+        return out_TD
+
+    def _rounded(self, x_TI: Tensor) -> Rows:
+        """Rows of bfloat16 as the next product reads them."""
         if not self._int8:
-            return Rows(out_TD)
-        rounded = Rows.empty(*out_TD.shape, int8=True)
-        library().round_rows(at(out_TD), *out_TD.shape, *rounded.places()[1:], torch.get_num_threads())
+            return Rows(x_TI)
+        rounded = Rows.empty(*x_TI.shape, int8=True)
+        library().round_rows(at(x_TI), *x_TI.shape, *rounded.places()[1:], torch.get_num_threads())
         return rounded
 
     def _mlp(self, mlp: Any, x: Rows) -> Product:
-        kind, gated = _KINDS[self.config.activation]
-        y = product(mlp.up_gate if gated else mlp.up, x)
+        kind, gated = ACTIVATIONS[self.config.activation]
+        first = mlp.up_gate if gated else mlp.up
+        y = product(first, x)
+        if isinstance(first, CompiledLinear):
+            return product(mlp.down, self._rounded(y.values_TO))
         inner = Rows.empty(len(y.values_TO), self.config.inner_width, int8=self._int8)
         library().activate(
             *y.places(),
@@ -119,12 +128,17 @@ class FusedEncoder(InferenceEncoder):
         return product(mlp.down, inner)
 
 
-def fused_linear(*, int8: bool) -> MakeLinear:
-    """Our own products where the compiled code has them, else oneDNN's."""
-    tier = load_fused().tier
-    if tier is not None and tier.multiplies:
-        return functools.partial(CompiledLinear, int8=int8)
+def fused_linear(*, int8: bool, activation: str | None = None) -> MakeLinear:
+    """Our own products, with an activation, where the compiled code has them, else oneDNN's, without."""
+    if _are_ours():
+        return functools.partial(CompiledLinear, int8=int8, activation=activation)
     return Int8Linear if int8 else FloatLinear
+
+
+def _are_ours() -> bool:
+    """Whether the compiled code has the matrix products too."""
+    tier = load_fused().tier
+    return tier is not None and tier.multiplies
 
 
 def product(linear: CompiledLinear | FloatLinear | Int8Linear, x: Rows) -> Product:

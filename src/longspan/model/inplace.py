@@ -38,15 +38,27 @@ class InferenceEncoder(Encoder):
     encoder's; under int8 it has rounded weights, and their scales beside them.
     """
 
-    def __init__(self, encoder: Encoder, *, linear: MakeLinear = FloatLinear, consume: bool = False) -> None:
-        """`consume`: free the encoder's matrices layer by layer, as they are laid out; it is of no use then."""
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        linear: MakeLinear = FloatLinear,
+        first: MakeLinear | None = None,
+        consume: bool = False,
+    ) -> None:
+        """
+        Args:
+            linear: how a layer's matrices are laid out.
+            first: how the first matrix of the feed-forward block is, where that is another way.
+            consume: free the encoder's matrices layer by layer, as they are laid out; it is of no use then.
+        """
         nn.Module.__init__(self)  # the encoder's own would make weights that nobody needs
         self.config = encoder.config
         self.embeddings = encoder.embeddings
         self.layers = nn.ModuleList()
         for layer in encoder.layers:
             assert isinstance(layer, Layer)
-            self.layers.append(_Layer(layer, encoder.config, linear))
+            self.layers.append(_Layer(layer, encoder.config, linear, first or linear))
             for module in layer.modules() if consume else ():
                 if isinstance(module, nn.Linear):
                     module.to("meta")
@@ -62,15 +74,15 @@ class InferenceEncoder(Encoder):
 class _Layer(nn.Module):
     """What `encoder.Layer` computes. `attention` and `mlp` add to their last argument what they find."""
 
-    def __init__(self, layer: Layer, config: EncoderConfig, linear: MakeLinear) -> None:
+    def __init__(self, layer: Layer, config: EncoderConfig, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
         self.prenorm = config.prenorm
         self.attention = _Attention(layer.attention, linear)
         self.norm1 = layer.norm1
         if isinstance(layer.mlp, GatedMLP):
-            self.mlp = _GatedMLP(layer.mlp, config.activation, linear)
+            self.mlp = _GatedMLP(layer.mlp, config.activation, linear, first)
         else:
-            self.mlp = _MLP(layer.mlp, config.activation, linear)
+            self.mlp = _MLP(layer.mlp, config.activation, linear, first)
         self.norm2 = layer.norm2
 
     def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
@@ -104,10 +116,10 @@ class _Attention(nn.Module):
 class _GatedMLP(nn.Module):
     """`h + down(up(x) * act(gate(x)))`."""
 
-    def __init__(self, mlp: GatedMLP, activation: str, linear: MakeLinear) -> None:
+    def __init__(self, mlp: GatedMLP, activation: str, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
         self.act = _ACTIVATIONS[activation]
-        self.up_gate, self.down = linear(*_parameters(mlp.up_gate)), linear(*_parameters(mlp.down))
+        self.up_gate, self.down = first(*_parameters(mlp.up_gate)), linear(*_parameters(mlp.down))
 
     def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
         up_TF, gate_TF = self.up_gate(x_TD).chunk(2, dim=-1)
@@ -117,10 +129,10 @@ class _GatedMLP(nn.Module):
 class _MLP(nn.Module):
     """`h + down(act(up(x)))`."""
 
-    def __init__(self, mlp: MLP, activation: str, linear: MakeLinear) -> None:
+    def __init__(self, mlp: MLP, activation: str, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
         self.act = _ACTIVATIONS[activation]
-        self.up, self.down = linear(*_parameters(mlp.up)), linear(*_parameters(mlp.down))
+        self.up, self.down = first(*_parameters(mlp.up)), linear(*_parameters(mlp.down))
 
     def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
         return self.down.plus(self.act(self.up(x_TD)), h_TD)

@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-enum { SILU, GELU, GELU_TANH, RELU };
+enum { NONE = -1, SILU, GELU, GELU_TANH, RELU };
 
 static inline f32x16 sigmoid(f32x16 x) {  // 1 / (1 + 2^(-x log2 e)), and 0 where that power overflows
   f32x16 power = exp2_fine(_mm512_max_ps(_mm512_mul_ps(x, spread(-1.44269504f)), spread(-126.0f)));
