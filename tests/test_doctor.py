@@ -1,6 +1,7 @@
 """`examine` says what will be used, and advises where time is lost; the command prints it."""
 
 import json
+from ctypes import CDLL
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from longspan.doctor import Examination, Rate, Sizes, Threads, advise, examine
 from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.machine import GPU, Disk, Machine, Memory, Processor
+from longspan.model.compiled import Fused
 
 
 def machine(**changes):
     """Eight cores with everything, nothing short."""
     processor = {
         "name": "Fast", "architecture": "x86_64", "num_cores": 8, "num_logical": 16, "usable": 16.0,
-        "simd": ("avx2", "avx512f", "avx512_bf16", "avx512_vnni"),
+        "simd": ("avx2", "avx512f", "avx512_bf16"),
     }  # fmt: skip
     processor |= {key: changes.pop(key) for key in list(changes) if key in processor}
     parts = {
@@ -46,6 +48,17 @@ def test_where_all_is_well_there_is_no_advice():
     rates = [Rate(device="cpu", dtype="float32", gops=100), Rate(device="cpu", dtype="bfloat16", gops=200)]
     assert advise(machine(), threads(), rates) == []
     assert advise(machine(gpus=(H200,), gpu_driver="550.1"), threads(), []) == []
+
+
+def test_compiled_code_that_could_be_there_is_missed(monkeypatch):
+    able = machine(simd=("avx2", "avx512f", "avx512_bf16", "avx512_vnni"))
+    rates = [Rate(device="cpu", dtype="float32", gops=100), Rate(device="cpu", dtype="bfloat16", gops=200)]
+    monkeypatch.setattr(doctor, "load_fused", lambda: Fused(None, "there is no C compiler"))
+    (advice,) = advise(able, threads(), rates)
+    assert "there is no C compiler" in advice.what
+    assert advise(machine(simd=("avx2", "avx512f", "avx512_bf16")), threads(), rates) == []
+    monkeypatch.setattr(doctor, "load_fused", lambda: Fused(CDLL(None), "compiled"))
+    assert advise(able, threads(), rates) == []
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,11 @@ static void pack_keys(const Head *head, long padded, uint32_t *to) {
 }
 
 // Values as right factors: for every 32 keys and 16 coordinates a tile of 16 pairs of keys by 16 coordinates.
-static void pack_values(const Head *head, long padded, uint32_t *to) {
+static void pack_values(const Head *head, long padded, uint32_t *values) {
   long column = head->queries + 2 * head->part;
   for (long t = 0; t < padded; t += 32)
-    for (long k = 0; k < head->size; k += 16)
+    for (long k = 0; k < head->size; k += 16) {
+      uint32_t *to = values + value_tile(t, k, padded, head->size);
       for (long i = t; i < t + 32; i += 2, to += 16) {
         __m512i pair = _mm512_setzero_si512();
         for (long j = i; j < i + 2 && j < head->length; j++) {
@@ -102,6 +103,7 @@ static void pack_values(const Head *head, long padded, uint32_t *to) {
         }
         _mm512_storeu_si512(to, pair);
       }
+    }
 }
 
 // A row of scores to weights in bfloat16, in place (they need half the room), not divided by their sum, which it returns.

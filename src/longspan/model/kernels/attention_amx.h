@@ -17,6 +17,12 @@ typedef struct {
 // Asks the system for AMX; 0: granted.
 int prepare(void) { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
 
+// Where the tile of 32 keys and 16 coordinates of values lies.
+static inline long value_tile(long t, long k, long padded, long size) {
+  (void)padded;
+  return (t / BLOCK * (size / TILE) + k / TILE) * 256;
+}
+
 // How a thread's matrix unit was set before.
 typedef TileConfig Unit;
 

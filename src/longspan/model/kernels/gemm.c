@@ -11,9 +11,7 @@
 #include "activation.h"
 #include "microkernel.h"
 
-#define COLUMNS 4 // vectors of 16 outputs
 #define PANEL (COLUMNS * LANES)
-#define ROWS 6
 #define CHUNK (384 << 10) // bytes of rows that stay in a core's second level of the cache beside a panel
 
 // What a product multiplies, (rows, 4 * groups bytes) by panels of `groups` groups, and what is put to its sums: of
@@ -27,66 +25,43 @@ typedef struct {
   uint16_t *out;
 } Factors;
 
-// A block's sums as numbers, with the bias.
-INLINE void multiply_block(const int rows, const int kind, const Factors *f, long row, long panel,
-                           float y[ROWS][PANEL]) {
-  __m512i sums[rows][COLUMNS];
-  for (int i = 0; i < rows; i++)
-    for (int j = 0; j < COLUMNS; j++) sums[i][j] = _mm512_setzero_si512();
-  long bytes = f->groups * 4, first = panel * PANEL;
-  accumulate(rows, COLUMNS, kind, f->x + row * bytes, bytes, f->weights + first * bytes, 64, 64 * COLUMNS, f->groups,
-             sums);
-#pragma GCC unroll 8
-  for (int j = 0; j < COLUMNS; j++) {
-    long column = first + j * LANES;
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-      f32x16 v = (f32x16)sums[i][j];
-      if (kind == INT8) {
-        v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][j]), _mm512_load_ps(f->scale + column));
-        v = _mm512_mul_ps(v, spread(f->step[row + i]));
-        v = _mm512_fmadd_ps(spread(f->middle[row + i]), _mm512_load_ps(f->sums + column), v);
-      }
-      if (f->bias) v = _mm512_add_ps(v, _mm512_load_ps(f->bias + column));
-      _mm512_store_ps(y[i] + j * LANES, v);
-    }
+// A block's sums as numbers, 16 of row `row`, from column `column` of all panels.
+INLINE f32x16 restored_sum(const int kind, const Factors *f, const float *sums, long row, long column) {
+  f32x16 v = _mm512_load_ps(sums);
+  if (kind == INT8) {
+    v = _mm512_mul_ps(_mm512_cvtepi32_ps((__m512i)v), _mm512_load_ps(f->scale + column));
+    v = _mm512_fmadd_ps(spread(f->middle[row]), _mm512_load_ps(f->sums + column), _mm512_mul_ps(v, spread(f->step[row])));
   }
+  return f->bias ? _mm512_add_ps(v, _mm512_load_ps(f->bias + column)) : v;
 }
 
-// A block through activation and gate, to bfloat16.
-INLINE void finish_block(const int kind, const int gated, const Factors *f, float y[ROWS][PANEL], long row, long rows,
-                         long panel) {
+// A block's sums through activation and gate, to bfloat16.
+INLINE void finish_block(const int kind, const int function, const int gated, const Factors *f,
+                         const float sums[ROWS][PANEL], long row, long rows, long panel) {
   const long width = gated ? PANEL / 2 : PANEL, first = panel * width;
   for (long i = 0; i < rows; i++)
     for (long j = 0; j < width && first + j < f->outputs; j += LANES) {
-      f32x16 v = _mm512_load_ps(y[i] + j);
-      if (gated)
-        v = _mm512_mul_ps(v, activation(_mm512_load_ps(y[i] + width + j), kind));
-      else if (kind != NONE)
-        v = activation(v, kind);
+      f32x16 v = restored_sum(kind, f, sums[i] + j, row + i, panel * PANEL + j);
+      if (gated) {
+        f32x16 gate = restored_sum(kind, f, sums[i] + width + j, row + i, panel * PANEL + width + j);
+        v = _mm512_mul_ps(v, activation(gate, function));
+      } else if (function != NONE) {
+        v = activation(v, function);
+      }
       store_narrow(f->out + (row + i) * f->outputs + first + j, v);
     }
 }
 
 INLINE void multiply_rows(const int kind, const Factors *f, long start, long end, long panel) {
-  float y[ROWS][PANEL] ALIGNED;
+  float sums[ROWS][PANEL] ALIGNED;
+  long bytes = f->groups * 4;
   for (long row = start; row < end; row += ROWS) {
     long rows = end - row < ROWS ? end - row : ROWS;
-#define CASE(n)                                                                                             \
-  case n:                                                                                                   \
-    multiply_block(n, kind, f, row, panel, y);                                                              \
-    break;
-    switch (rows) {
-      CASE(6)
-      CASE(5)
-      CASE(4)
-      CASE(3)
-      CASE(2)
-      CASE(1)
-    }
-#undef CASE
-#define CASE(KIND, GATED)                                                                                   \
-  if (f->activation == KIND && f->gated == GATED) finish_block(KIND, GATED, f, y, row, rows, panel);
+    multiply_tile_of(rows, COLUMNS, kind, f->x + row * bytes, bytes, f->weights + panel * PANEL * bytes, 64,
+                     64 * COLUMNS, f->groups, (char *)sums, sizeof *sums);
+#define CASE(FUNCTION, GATED)                                                                               \
+  if (f->activation == FUNCTION && f->gated == GATED)                                                       \
+    finish_block(kind, FUNCTION, GATED, f, sums, row, rows, panel);
     CASE(NONE, 0)
     CASE(SILU, 1)
     CASE(GELU, 1)
