@@ -230,7 +230,7 @@ def _cpu_training(precision: str, machine: Machine) -> Use:
         precision=precision,
         computed_in=precision,
         matrices=_ONEDNN if precision == "float32" and multiplies_by_onednn() else "torch",
-        attention=_DENSE if load_training().library is None else _COMPILED,
+        attention=_DENSE if load_training().library is None else f"{_COMPILED}, in one pass",
         why=why,
     )
 
