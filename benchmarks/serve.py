@@ -320,7 +320,11 @@ def with_onnx(model: Path) -> Path:
     folder = model.with_name("minilm-onnx")
     if folder.is_dir():
         return folder
-    publish(Embedder.load(model, device="cpu"), folder, forms=Forms(onnx=("float32",)))
+    publish(
+        Embedder.load(model, device="cpu"),
+        folder,
+        forms=Forms(formats=("sentence-transformers", "onnx"), onnx=("float32",)),
+    )
     (folder / "onnx" / "embed.onnx").unlink()  # infinity would take it for a model of token states
     return folder
 

@@ -26,6 +26,7 @@ from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import find_model
 from longspan.model.fused import random_product
+from longspan.model.kernel_cache import SETTINGS as KERNEL_SETTINGS
 from longspan.model.linear import multiplies_by_onednn
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels, largest_input
 from longspan.model.published_config import read_config
@@ -42,8 +43,9 @@ PACKAGES = {
 }
 """Package -> the names under which it is distributed."""
 
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY")
-"""Environment variables that decide how torch uses the processor; read when torch is first imported."""
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", *KERNEL_SETTINGS)
+"""Environment variables that decide how torch uses the processor; read when torch is first imported, or
+at its first product."""
 
 SECONDS_PER_RATE = 0.25
 Work = Literal["embed", "train"]
