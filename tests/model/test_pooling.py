@@ -92,3 +92,15 @@ def test_pooled_encoder(pack, small_encoder):
     with torch.no_grad():
         for pooling in NAIVE:
             assert torch.equal(PooledEncoder(encoder, pooling)(packed), pool(encoder(packed), packed, pooling))
+
+
+def test_the_gradient_of_the_mean_is_that_of_torch(pack):
+    packed = pack([3, 1, 40])
+    h_TD = torch.randn(44, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    direction_BD = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    expected = torch.segment_reduce(h_TD, "mean", lengths=packed.lengths_B())
+    found = pool(h_TD, packed, "mean")
+    assert torch.equal(found, expected)
+    (ours,) = torch.autograd.grad(found, h_TD, direction_BD)
+    (theirs,) = torch.autograd.grad(expected, h_TD, direction_BD)
+    assert torch.equal(ours, theirs)
