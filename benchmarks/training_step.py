@@ -34,7 +34,7 @@ from longspan.train.cost import Workload, operations
 
 TEXTS = 12
 MAX_TOKENS = 2048
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS = 8192
 MINI_BATCHES = {f"mini-batch {size}": size for size in (1, 2, 4, 12)}
 WIDTH = 384
 CONFIG = EmbeddingConfig(max_length=MAX_TOKENS)

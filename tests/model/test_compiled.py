@@ -42,7 +42,7 @@ def kernels(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
 def test_every_tier_compiles_without_a_warning(tier):
     """On any processor, whatever it could run."""
-    compiler = compiled._compiler()
+    compiler = compiled.find_compiler()
     assert compiler is not None
     for name in tier.sources:
         command = [compiler, *tier.flags, "-Wall", "-Wextra", "-Wno-unused-function", "-c", "-o", "/dev/null"]
@@ -53,10 +53,10 @@ def test_every_tier_compiles_without_a_warning(tier):
 @needs_compiler
 def test_other_source_is_compiled_anew(cache, kernels):
     """A header counts too."""
-    compiler, paths = compiled._compiler(), set()
+    compiler, paths = compiled.find_compiler(), set()
     for extra in (b"", b"\n", b""):
         (kernels / "common.h").write_bytes((KERNELS / "common.h").read_bytes() + extra)
-        paths.add(compiled._build(TIERS[-1], compiler))
+        paths.add(compiled.build(TIERS[-1], compiler))
     assert len(paths) == 2
 
 
@@ -104,7 +104,7 @@ def with_features(monkeypatch, *simd):
 def test_the_best_tier_that_the_processor_has(monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(compiled, "_compiler", lambda: "cc")
+    monkeypatch.setattr(compiled, "find_compiler", lambda: "cc")
     monkeypatch.delenv("LONGSPAN_COMPILE", raising=False)
     granted, library = {"amx": True, "avx512": True}, ctypes.CDLL(None)
     monkeypatch.setattr(
@@ -128,4 +128,4 @@ def test_the_best_tier_that_the_processor_has(monkeypatch):
 
 def test_the_named_compiler_is_taken(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert compiled._compiler() is None
+    assert compiled.find_compiler() is None

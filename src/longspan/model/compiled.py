@@ -22,8 +22,8 @@ from longspan.files import cache_folder
 from longspan.machine import read_processor
 
 KERNELS = Path(__file__).with_name("kernels")
-_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-mfma")
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-mfma")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ TIERS = (
         "amx",
         ("avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
         ("norms.c", "activation.c", "attention.c"),
-        (*_FLAGS, *_AVX512, "-mamx-tile", "-mamx-bf16", "-DAMX"),
+        (*FLAGS, *AVX512, "-mamx-tile", "-mamx-bf16", "-DAMX"),
         multiplies=False,
     ),
     Tier(
         "avx512",
         ("avx512f", "avx512_vnni", "avx512_bf16"),
         ("norms.c", "attention.c", "gemm.c"),
-        (*_FLAGS, *_AVX512, "-mavx512vnni"),
+        (*FLAGS, *AVX512, "-mavx512vnni"),
         multiplies=True,
     ),
 )
@@ -106,16 +106,16 @@ def _choose(wanted: str) -> tuple[Tier | None, str]:
     lacking = [feature for feature in tiers[-1].needed if feature not in simd]
     if lacking:
         return None, f"the processor has no {', '.join(lacking)}"
-    if not _compiler():
+    if not find_compiler():
         return None, "there is no C compiler (install gcc or clang, or name it in CC)"
     return next(tier for tier in tiers if set(tier.needed) <= set(simd)), ""
 
 
 def _load(tier: Tier) -> Fused:
     try:
-        library = ctypes.CDLL(str(_build(tier, _compiler())))
+        library = ctypes.CDLL(str(build(tier, find_compiler())))
     except (OSError, subprocess.SubprocessError) as error:
-        return Fused(None, f"it could not be compiled: {_last_line(error)}")
+        return Fused(None, f"it could not be compiled: {last_line(error)}")
     for name, arguments in _SIGNATURES.items():
         if not hasattr(library, name):  # not every tier has every pass
             continue
@@ -126,12 +126,13 @@ def _load(tier: Tier) -> Fused:
     return Fused(library, f"compiled for this processor ({tier.name})", tier)
 
 
-def _compiler() -> str | None:
+def find_compiler() -> str | None:
+    """The C compiler that `CC` names, or the first that is installed."""
     names = (os.environ["CC"],) if os.environ.get("CC") else ("cc", "gcc", "clang")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def _build(tier: Tier, compiler: str | None) -> Path:
+def build(tier: Tier, compiler: str | None) -> Path:
     """The shared library, from the cache or compiled into it; whole or absent, whoever else compiles meanwhile."""
     assert compiler is not None
     parts = [path.name.encode() + b"\0" + path.read_bytes() for path in sorted(KERNELS.glob("*.[ch]"))]
@@ -152,7 +153,8 @@ def _build(tier: Tier, compiler: str | None) -> Path:
     return path
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
+    """What the compiler said, in one line."""
     said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else str(error)
     lines = [line for line in said.splitlines() if "error" in line] or said.splitlines() or [type(error).__name__]
     return lines[0]

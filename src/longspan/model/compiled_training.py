@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longspan.files import cache_folder
 from longspan.machine import read_processor
-from longspan.model.compiled import Fused, _compiler, _last_line
+from longspan.model.compiled import AVX512, FLAGS, Fused, Tier, build, find_compiler, last_line
 
-KERNELS = Path(__file__).with_name("kernels")
-SOURCES = ("training_attention.c", "training_passes.c")
-_READ = (*SOURCES, "training.h")
-"""What the library is made of."""
-NEEDED = ("avx512f", "avx512_bf16")
-"""Features of the processor that the code uses. (A processor with these has the rest of AVX-512 that the flags
-name.)"""
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
-_FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", *_AVX512)
+TIER = Tier(
+    "training",
+    ("avx512f", "avx512_bf16"),
+    ("training_attention.c", "training_passes.c"),
+    (*FLAGS, *AVX512),
+    multiplies=False,
+)
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[type]] = {
@@ -77,9 +71,9 @@ def load_training() -> Fused:
     if missing is not None:
         return Fused(None, missing)
     try:
-        library = ctypes.CDLL(str(_build(_compiler())))
+        library = ctypes.CDLL(str(build(TIER, find_compiler())))
     except (OSError, subprocess.SubprocessError) as error:
-        return Fused(None, f"it could not be compiled: {_last_line(error)}")
+        return Fused(None, f"it could not be compiled: {last_line(error)}")
     for name, arguments in _SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _INT if name in _CAN_FAIL else None
@@ -91,27 +85,7 @@ def _missing() -> str | None:
         return "LONGSPAN_COMPILE=0 asks for torch's operators"
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "it is written for Linux on x86-64"
-    lacking = [feature for feature in NEEDED if feature not in read_processor().simd]
+    lacking = [feature for feature in TIER.needed if feature not in read_processor().simd]
     if lacking:
         return f"the processor has no {', '.join(lacking)}"
-    return None if _compiler() else "there is no C compiler (install gcc or clang, or name it in CC)"
-
-
-def _build(compiler: str | None) -> Path:
-    """The shared library, from the cache or compiled into it; whole or absent, whoever else compiles meanwhile."""
-    assert compiler is not None
-    parts = [*((KERNELS / name).read_bytes() for name in _READ), " ".join(_FLAGS).encode(), compiler.encode()]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    folder = cache_folder() / "compiled"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder} belongs to another user")
-    path = folder / f"training-{key[:32]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            # The library links OpenMP by the name under which torch has loaded it: both share one set of threads.
-            sources = [str(KERNELS / name) for name in SOURCES]
-            command = [compiler, *_FLAGS, "-o", f"{unfinished}/training.so", *sources]
-            subprocess.run(command, capture_output=True, check=True, timeout=120)
-            os.replace(f"{unfinished}/training.so", path)
-    return path
+    return None if find_compiler() else "there is no C compiler (install gcc or clang, or name it in CC)"
