@@ -1,5 +1,7 @@
 """Operations and memory of a step: against the plain formulas, against counted tensors, and on real lengths."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -91,19 +93,23 @@ def test_live_bytes_are_those_of_the_tensors_that_are_there():
     assert live.peak == 2 * 4000, "two large ones together; views and what came in do not count"
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
 @pytest.mark.parametrize(("precision", "checkpointed"), [("fp32", False), ("bf16", False), ("fp32", True)])
-def test_memory_of_a_chunk_is_what_a_deeper_encoder_then_needs(precision, checkpointed):
+def test_memory_of_a_chunk_is_what_a_deeper_encoder_then_needs(precision, checkpointed, on_cpu):
     shape = EncoderConfig(vocab_size=64, width=64, num_heads=2, num_layers=4, inner_width=96)
     tokens = 2048
     encoder = Encoder(shape)
     initialize(encoder, 0)
-    _without_scores(encoder)
+    first: Any = encoder.layers[0]
+    if not (on_cpu and first.attention.is_compiled(torch.device("cpu"))):
+        _without_scores(encoder)
     prepare_blocks(PooledEncoder(encoder, "mean"), compiled=False, checkpointed=checkpointed)
     packed = Packed.of([np.zeros(128, dtype=np.int64)] * (tokens // 128))
     encoder(packed).sum().backward()  # gradients are there from now on
     with LiveBytes() as live, torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         encoder(packed).sum().backward()
-    assert tokens * activation_bytes(shape, precision, checkpointed=checkpointed) == pytest.approx(live.peak, rel=0.05)
+    told = activation_bytes(shape, precision, checkpointed=checkpointed, on_cpu=on_cpu)
+    assert tokens * told == pytest.approx(live.peak, rel=0.05)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -197,11 +203,11 @@ def test_lengths_from_a_histogram_are_close_to_the_true_ones(lengths, cut, added
     assert abs(drawn.mean() - told.mean) < 1 + 0.15 * told.mean + 6 * drawn.std() / 500**0.5
 
 
-def test_what_fits_one_chunk_goes_forward_once():
+def test_the_last_chunk_goes_forward_once():
     config = build_recipe("contrastive", "data", None, {"objective.chunk_tokens": "2000", "batch_size": "64"})
     texts = {"query": TextLengths.equal(10), "document": TextLengths.equal(100)}
     one, eight = (workload(config, texts, 64, num_devices=n) for n in (1, 8))
-    assert one.num_forwards == pytest.approx((640 + 2 * 6400) / 7040), "640 tokens of queries are one chunk"
+    assert one.num_forwards == pytest.approx((1040 + 2 * 6000) / 7040), "three chunks of 2,000 tokens, and the rest"
     assert eight.num_forwards == 1
     again = config.model_copy(update={"activation_checkpointing": True})
     assert workload(again, texts, 64).num_forwards == one.num_forwards + 1

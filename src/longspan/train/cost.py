@@ -10,6 +10,7 @@ Axes: L layers, D width, F inner width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,8 +91,8 @@ class Workload(Config):
     num_predicted: float = 0.0
     """Masked tokens of a step, which go through the output layer."""
     num_forwards: float = 1
-    """How often a token goes forward through the encoder: once more with GradCache (where not all queries, or all
-    documents, fit into one chunk), and once more where activations are computed again. A mean over the tokens."""
+    """How often a token goes forward through the encoder: once more with GradCache (but for the last chunk), and once
+    more where activations are computed again. A mean over the tokens."""
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int], *, num_predicted: float = 0.0, num_forwards: float = 1) -> Workload:
@@ -171,16 +172,16 @@ def workload(config: TrainConfig, texts: dict[str, TextLengths], num_rows: int, 
         counts.append(objective.num_negatives)
     pairs = config.batch_size
     num_tokens = [pairs * n * text.mean for n, text in zip(counts, each, strict=True)]
-    # Queries and documents have chunks of their own. What is one chunk goes forward once.
-    sides = num_tokens[0], sum(num_tokens[1:])
-    twice = sum(side for side in sides if side / num_devices > objective.chunk_tokens)
+    # Queries and documents share chunks; the last chunk keeps its graph, so it alone goes forward once.
+    on_each = sum(num_tokens) / num_devices
+    again = (math.ceil(on_each / objective.chunk_tokens) - 1) * objective.chunk_tokens
     return Workload(
         num_steps=steps,
         num_sequences=pairs * sum(counts),
         num_tokens=sum(num_tokens),
         sum_of_squares=pairs * sum(n * text.mean_square for n, text in zip(counts, each, strict=True)),
         longest=max(text.longest for text in each),
-        num_forwards=forwards + twice / sum(num_tokens),
+        num_forwards=forwards + again / on_each,
     )
 
 
@@ -227,7 +228,7 @@ def memory(
         gradients=total * MASTER_BYTES,
         optimizer=round(part * MASTER_BYTES * ADAM_STATES),
         weights_bf16=2 * linear * (config.precision == "bf16"),
-        activations=round(tokens * chunk_bytes(config, shape)),
+        activations=round(tokens * chunk_bytes(config, shape, on_cpu=on_cpu)),
         head=_head_bytes(config, shape, tokens),
         vectors=0 if is_masked else round(_vector_bytes(shape, work, num_devices)),
         checkpoint=total * MASTER_BYTES * (1 + ADAM_STATES) * on_cpu,
@@ -250,30 +251,31 @@ def chunk_tokens(config: TrainConfig, work: Workload) -> int:
 
 def tokens_at_a_time(config: TrainConfig, work: Workload, num_devices: int) -> float:
     """Tokens of a device whose activations are there together."""
-    own = work.num_tokens / num_devices
-    is_pairs = isinstance(config.objective, ContrastiveConfig)
-    if is_pairs and work.num_forwards == 1 + config.activation_checkpointing:
-        return own  # queries and documents are a chunk each, and both keep their graph
-    return min(chunk_tokens(config, work), own)
+    return min(chunk_tokens(config, work), work.num_tokens / num_devices)
 
 
-def chunk_bytes(config: TrainConfig, shape: EncoderConfig) -> float:
+def chunk_bytes(config: TrainConfig, shape: EncoderConfig, *, on_cpu: bool = False) -> float:
     """Bytes for each token of a chunk that a forward and a backward pass need at their peak."""
-    return activation_bytes(shape, config.precision, checkpointed=config.activation_checkpointing)
+    return activation_bytes(shape, config.precision, checkpointed=config.activation_checkpointing, on_cpu=on_cpu)
 
 
-def activation_bytes(shape: EncoderConfig, precision: str, *, checkpointed: bool = False) -> float:
+def activation_bytes(
+    shape: EncoderConfig, precision: str, *, checkpointed: bool = False, on_cpu: bool = False
+) -> float:
     """Bytes for each token that a forward and a backward pass need at their peak, beside weights and gradients.
 
     They are counted on the real encoder, of one and of two layers and on a few tokens, so that they follow the code:
     what autograd keeps grows with the layers, and what is at work within a layer does not. All of it is proportional
-    to the width, so a narrower encoder with heads of the same size tells it.
+    to the width, so a narrower encoder with heads of the same size tells it. On a CPU attention may be compiled code
+    that keeps less than torch's kernels do.
     """
     scale = max(n for n in (4, 3, 2, 1) if not (shape.num_heads % n or shape.inner_width % n))
     narrow = {"width": shape.width // scale, "num_heads": shape.num_heads // scale, "vocab_size": 8}
     narrow["inner_width"] = shape.inner_width // scale
     one, two = (
-        _peak_per_token(shape.model_copy(update=narrow | {"num_layers": n}).model_dump_json(), precision, checkpointed)
+        _peak_per_token(
+            shape.model_copy(update=narrow | {"num_layers": n}).model_dump_json(), precision, checkpointed, on_cpu
+        )
         for n in (1, 2)
     )
     return scale * (one + (two - one) * (shape.num_layers - 1))
@@ -386,11 +388,13 @@ def _vector_bytes(shape: EncoderConfig, work: Workload, num_devices: int) -> flo
 
 
 @functools.cache
-def _peak_per_token(shape: str, precision: str, checkpointed: bool) -> float:
+def _peak_per_token(shape: str, precision: str, checkpointed: bool, on_cpu: bool) -> float:
     encoder = Encoder(EncoderConfig.model_validate_json(shape))
     for layer in encoder.layers:
-        # What attention's backward pass by products holds at a time has a bound: it does not grow with the tokens.
-        layer.attention.kernel = dense_runs  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        attention: Any = layer.attention
+        if not (on_cpu and attention.is_compiled(torch.device("cpu"))):
+            # What attention's backward pass by products holds at a time has a bound: it does not grow with the tokens.
+            attention.kernel = dense_runs
     prepare_blocks(PooledEncoder(encoder, "mean"), compiled=False, checkpointed=checkpointed)
     for parameter in encoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
