@@ -33,6 +33,7 @@ from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.machine import installed_versions, read_machine
 from longspan.model.compiled import load_fused
+from longspan.model.compiled_linear import CompiledLinear
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model
@@ -408,7 +409,10 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
         y = forward(self, x)
         spent += time.perf_counter() - began
         x_TI, y_TO = x.values_TI if isinstance(x, Rows) else x, y.values_TO if isinstance(y, Product) else y
-        operations += 2 * x_TI.shape[0] * x_TI.shape[1] * y_TO.shape[1]
+        outputs = (
+            self.num_weights if isinstance(self, CompiledLinear) else y_TO.shape[1]
+        )  # a gate halves what comes out
+        operations += 2 * x_TI.shape[0] * x_TI.shape[1] * outputs
         return y
 
     rates = []

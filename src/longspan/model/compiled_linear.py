@@ -27,12 +27,15 @@ class CompiledLinear(nn.Module):
     """`act(x @ weight.T + bias)` with both factors in bfloat16, or rounded to 8-bit integers as `Int8Linear` does.
 
     A gated activation gives half as many outputs as there are rows of weights: up first, then the gates.
+
+    Attributes:
+        num_weights: rows of weights; every one is multiplied with every row.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, int8: bool, activation: str | None = None) -> None:
         """Lay out the weights; inputs are a multiple of 4, outputs of 16."""
         super().__init__()
-        self._int8, self._rows = int8, len(weight_OI)
+        self._int8, self.num_weights = int8, len(weight_OI)
         self._activation, self._gated = (-1, False) if activation is None else ACTIVATIONS[activation]
         self._scale_O, self._sums_O = None, None
         if int8:
@@ -46,7 +49,7 @@ class CompiledLinear(nn.Module):
 
     def forward(self, x: Rows) -> Product:
         """(T, O), bfloat16, complete."""
-        num_rows, num_outputs = len(x.values_TI), self._rows // 2 if self._gated else self._rows
+        num_rows, num_outputs = len(x.values_TI), self.num_weights // 2 if self._gated else self.num_weights
         y_TO = torch.empty((num_rows, num_outputs), dtype=torch.bfloat16)
         library().multiply(
             self._int8,
@@ -78,7 +81,7 @@ class CompiledLinear(nn.Module):
         """What `_in_panels` was given."""
         count = 2 if self._gated else 1
         parts = x.unflatten(0, (-1, count, _PANEL // count)).unbind(dim=1)
-        return torch.cat([part.flatten(0, 1)[: self._rows // count] for part in parts])
+        return torch.cat([part.flatten(0, 1)[: self.num_weights // count] for part in parts])
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         groups_OG = self._out_of_panels(self._groups_PGO.transpose(1, 2).flatten(0, 1))

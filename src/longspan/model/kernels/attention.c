@@ -175,7 +175,8 @@ int attention(const uint16_t *values, const float *step, const float *middle, co
   int failed = 0;
 #pragma omp parallel num_threads(threads) if (sequences * heads > 1)
   {
-    Unit unit = take_unit();
+    Unit before;
+    take_unit(&before);
     char *mine = scratch_of(memory);
     if (!mine) {
 #pragma omp atomic write
@@ -190,7 +191,7 @@ int attention(const uint16_t *values, const float *step, const float *middle, co
       Head head = {&qkv, cos, sin, first, h * size, width, size, length};
       attend(&head, start, end, scale, out + first * width + h * size, width, mine);
     }
-    give_back_unit(unit);
+    give_back_unit(&before);
   }
   return failed;
 }

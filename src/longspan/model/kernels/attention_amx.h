@@ -23,20 +23,21 @@ static inline long value_tile(long t, long k, long padded, long size) {
   return (t / BLOCK * (size / TILE) + k / TILE) * 256;
 }
 
-// How a thread's matrix unit was set before.
+// How a thread's matrix unit is set. The compiler's own functions for it do not say that all of it is read and written.
 typedef TileConfig Unit;
 
-static inline Unit take_unit(void) {
-  TileConfig before, ours = {.palette = 1};
+static inline void set_unit(const Unit *unit) { __asm__ volatile("ldtilecfg %0" ::"m"(*unit)); }
+
+static inline void take_unit(Unit *before) {
+  Unit ours = {.palette = 1};
   for (int i = 0; i < 8; i++) ours.rows[i] = TILE, ours.bytes_per_row[i] = 64;
-  _tile_storeconfig(&before);
-  _tile_loadconfig(&ours);
-  return before;
+  __asm__ volatile("sttilecfg %0" : "=m"(*before));
+  set_unit(&ours);
 }
 
-static inline void give_back_unit(Unit before) {
-  if (before.palette) // as the matrix library of this thread left it
-    _tile_loadconfig(&before);
+static inline void give_back_unit(const Unit *before) {
+  if (before->palette) // as the matrix library of this thread left it
+    set_unit(before);
   else
     _tile_release();
 }
