@@ -32,7 +32,7 @@ from longspan.text.packed import Packed
 _ROWS = 2048
 """Rows that pass all between two attentions together: it bounds memory, and weights are read once for so many."""
 _OUR_ROWS = 512
-"""The same for our own products, which read weights again before long anyway: what passes stays in the cache."""
+"""The most for our own products, which read weights again before long anyway: what passes stays in the cache."""
 
 
 def can_fuse(config: EncoderConfig) -> bool:
@@ -68,7 +68,7 @@ class FusedEncoder(InferenceEncoder):
             rotation = rotary_tables(packed, self.config, torch.float32) if self.config.positions == "rotary" else None
             x = Rows.empty(*h_TD.shape, int8=self._int8)
             _combine(h_TD, None, self._norms[0], self.config.prenorm, x)
-            rows = _OUR_ROWS if _are_ours() else _ROWS
+            rows = -(-len(h_TD) // -(-len(h_TD) // _OUR_ROWS)) if _are_ours() else _ROWS
             layers: list[Any] = list(self.layers)
             for number, layer in enumerate(layers):
                 last = number == len(layers) - 1

@@ -10,7 +10,7 @@ static inline __attribute__((always_inline)) void activate_rows(const Product *y
     float row[inner] ALIGNED;
     f32x16 least = spread(3e38f), most = spread(-3e38f);
     for (long i = 0; i < inner; i += LANES) {
-      f32x16 v = activation(restored(y, r, gated ? inner + i : i), kind);
+      f32x16 v = activation(restored(y, r, gated ? inner + i : i), kind, 0);
       if (gated) v = _mm512_mul_ps(v, restored(y, r, i));
       if (!q) {
         store_narrow(x + r * inner + i, v);

@@ -44,9 +44,9 @@ INLINE void finish_block(const int kind, const int function, const int gated, co
       f32x16 v = restored_sum(kind, f, sums[i] + j, row + i, panel * PANEL + j);
       if (gated) {
         f32x16 gate = restored_sum(kind, f, sums[i] + width + j, row + i, panel * PANEL + width + j);
-        v = _mm512_mul_ps(v, activation(gate, function));
+        v = _mm512_mul_ps(v, activation(gate, function, 1));
       } else if (function != NONE) {
-        v = activation(v, function);
+        v = activation(v, function, 1);
       }
       store_narrow(f->out + (row + i) * f->outputs + first + j, v);
     }
@@ -86,7 +86,11 @@ void multiply(int kind, const char *x, const float *step, const float *middle, l
               int activation, int gated, uint16_t *out, int threads) {
   const Factors f = {x, weights, step, middle, scale, sums, bias, rows, groups, outputs, activation, gated, out};
   long width = gated ? PANEL / 2 : PANEL, panels = (outputs + width - 1) / width, most = CHUNK / (groups * 4);
-  long chunks = (rows + most - 1) / most, share = ((rows + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS;
+  long chunks = (rows + most - 1) / most, wanted = 16 * threads / panels + 1;
+  // Threads that take many parts in turn wait little at the end; but parts of few rows read weights too often.
+  if (wanted > rows / 64) wanted = rows / 64;
+  if (chunks < wanted) chunks = wanted;
+  long share = ((rows + chunks - 1) / chunks + ROWS - 1) / ROWS * ROWS;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (long item = 0; item < chunks * panels; item++) {
     long start = item / panels * share, end = start + share < rows ? start + share : rows;
