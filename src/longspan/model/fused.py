@@ -31,7 +31,7 @@ from longspan.text.packed import Packed
 
 _ROWS = 2048
 """Rows that pass all between two attentions together: it bounds memory, and weights are read once for so many."""
-_OUR_ROWS = 512
+_OUR_ROWS = 1024
 """The most for our own products, which read weights again before long anyway: what passes stays in the cache."""
 
 
