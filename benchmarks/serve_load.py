@@ -15,6 +15,8 @@ import numpy as np
 
 PARTS = 5
 """A measurement is counted in so many parts, too, so that its spread can be seen."""
+IDLE = 10.0
+"""Seconds after which a connection is not used again: servers hang up on idle ones."""
 
 
 @dataclass
@@ -128,17 +130,19 @@ async def open_loop(
         impatient: share of clients that hang up after half a second if they have no answer by then.
     """
     outcome = Outcome()
-    idle: list[Connection] = []
+    idle: list[tuple[Connection, float]] = []
     random = np.random.default_rng(seed)
     tasks: set[asyncio.Task[None]] = set()
 
     async def one(leaves: bool) -> None:
-        connection = idle.pop() if idle else Connection(port)
         sent = time.perf_counter()
+        connection, since = idle.pop() if idle else (Connection(port), sent)
+        if sent - since > IDLE:
+            connection.close()  # and opened anew, before the server hangs up on it
         try:
             async with asyncio.timeout(0.5 if leaves else 600):
                 status, headers, _ = await connection.post("/v1/embeddings", next_body())
-            idle.append(connection)
+            idle.append((connection, time.perf_counter()))
             outcome.without_retry_after += status == 429 and "retry-after" not in headers
         except TimeoutError:
             status = -1
@@ -160,7 +164,7 @@ async def open_loop(
     while tasks:
         await asyncio.wait(tasks)
     outcome.elapsed = time.perf_counter() - began
-    for connection in idle:
+    for connection, _ in idle:
         connection.close()
     return outcome
 
