@@ -200,13 +200,14 @@ def open_llama(precision: GgufPrecision, *, rope_base: bool = True) -> Opener:
                     for last in [b for b in models if b]:
                         models.pop(last).close()
                     limit = length if base else (config.trained_length if rope_base else settings.max_length)
+                    batch = -(-limit // 256) * 256  # as llama.cpp rounds the context
                     with _weights_as_they_lie(library):
                         models[base] = library.Llama(
                             str(path),
                             embedding=True,
                             n_ctx=limit,
-                            n_batch=limit,
-                            n_ubatch=limit,
+                            n_batch=batch,
+                            n_ubatch=batch,
                             n_threads=torch.get_num_threads(),
                             rope_freq_base=base,
                             verbose=False,
