@@ -4,6 +4,7 @@ import pytest
 
 from longspan.errors import LongspanError
 from longspan.recipes.catalog import build_recipe
+from longspan.train import trial
 from longspan.train.cost import TextLengths
 from longspan.train.forecast import forecast
 from longspan.train.hardware import find_hardware
@@ -71,6 +72,15 @@ def test_steps_and_tokens_are_those_of_the_run(tmp_path):
     assert told.update_seconds > 0
     assert told.memory.checkpoint == told.memory.weights + told.memory.optimizer
     assert told.largest_chunk_tokens is None
+
+
+def test_a_try_keeps_freed_memory_as_a_run_does(tmp_path, monkeypatch):
+    """Without it a step takes a third longer than the run's own, and so did the forecast."""
+    calls = []
+    monkeypatch.setattr(trial, "keep_freed_memory", lambda: calls.append(1))
+    data = tiny.prepare_pairs(tmp_path)
+    forecast(tiny.contrastive_config(data), None, data=data, utilization=1, otherwise={})
+    assert calls
 
 
 def test_an_epoch_of_text_has_the_rows_that_it_is_packed_into(tmp_path):

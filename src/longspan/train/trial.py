@@ -29,6 +29,7 @@ from longspan.text.packed import Packed
 from longspan.train.blocks import prepare_blocks
 from longspan.train.config import TrainConfig
 from longspan.train.cost import TextLengths, Workload, chunk_tokens, operations, workload
+from longspan.train.heap import keep_freed_memory
 from longspan.train.optim import build_optimizer, clip_gradients
 
 ROUNDS = 3
@@ -62,6 +63,8 @@ def try_step(
         work: of the whole step, over all processes.
         texts: as for `cost.workload`.
     """
+    if device.type == "cpu":
+        keep_freed_memory()  # as the run will
     share = min(1.0, CHUNKS * chunk_tokens(config, work) * world.size / work.num_tokens) / world.size
     part = config.model_copy(update={"batch_size": max(1, round(share * config.batch_size))})
     draw = np.random.default_rng(config.seed + world.rank)
