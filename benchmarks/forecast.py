@@ -3,9 +3,10 @@
     python -m benchmarks.forecast [--processes 2]
 
 Masked language modelling, contrastive learning with GradCache and finetuning with negatives, in float32 and bfloat16,
-on documentation of installed packages. One process forecasts them all (it tries a part of a step of each); then for
-each a fresh one trains some steps: seconds of its steps but the first two, and how much its own memory grew at most,
-looked at every two milliseconds. All sizes are such that a step takes a second or so on two cores.
+on documentation of installed packages. Of each, in turns so that what else the machine does meets both alike: a process
+forecasts (it tries a part of a step); then a fresh one trains some steps: seconds of its steps but the first two, and
+how much its own memory grew at most, looked at every two milliseconds. All sizes are such that a step takes a second or
+so on two cores.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="only these")
     parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="only these")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="of a forecast and a run (%(default)s)")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--data", type=Path, help="folder for the data, which stays there")
     parser.add_argument("--no-record", action="store_true")
@@ -57,21 +59,29 @@ def main() -> None:
         data = parsed.data or Path(folder) / "data"
         if not data.is_dir():
             _prepare(data)
-        told = _process("forecast", cases, data, Path(folder), parsed.processes)
         results = []
-        for number, (case, one) in enumerate(zip(cases, told, strict=True)):
-            [went] = _process("train", [case], data, Path(folder) / str(number), parsed.processes)
-            results.append(_compare(case, one, went))
+        for number, case in enumerate(cases):
+            rounds = []
+            for turn in range(parsed.rounds):
+                [told] = _process("forecast", [case], data, Path(folder), parsed.processes)
+                [went] = _process("train", [case], data, Path(folder) / f"{number}-{turn}", parsed.processes)
+                rounds.append(_compare(told, went))
+            results.append({"settings": case, "ratio_of_seconds": _ratios(rounds, "seconds_of_a_step")})
+            results[-1] |= {"ratio_of_memory": _ratios(rounds, "memory_bytes"), "rounds": rounds}
             print(json.dumps(results[-1]), flush=True)
     if not parsed.no_record:
         write_record("forecast-cpu", {"processes": parsed.processes, "cases": results})
 
 
-def _compare(settings: dict[str, Any], told: dict[str, Any], went: dict[str, Any]) -> dict[str, Any]:
+def _ratios(rounds: list[dict[str, Any]], what: str) -> dict[str, float]:
+    ratios = [one[what]["forecast_to_measured"] for one in rounds]
+    return {"median": round(statistics.median(ratios), 3), "min": min(ratios), "max": max(ratios)}
+
+
+def _compare(told: dict[str, Any], went: dict[str, Any]) -> dict[str, Any]:
     seconds = went["seconds"][SKIPPED:]
     measured, memory = statistics.median(seconds), went["memory_bytes"]
     return {
-        "settings": settings,
         "seconds_of_a_step": {
             "forecast": round(told["seconds"], 4),
             "measured": round(measured, 4),
