@@ -211,13 +211,14 @@ def _cpu_embedding(precision: str) -> Use:
     tier = load_fused().tier
     ours = fused and tier is not None and tier.multiplies
     prepacked = precision == "int8" or has_float_kernels(getattr(torch, str(computed_in)))
+    in_float32 = computed_in != "bfloat16" and prepacked and load_training().library is not None
     return Use(
         device="cpu",
         work="embed",
         precision=precision,
         computed_in=computed_in,
         matrices=f"{_COMPILED if ours else 'oneDNN'}, weights laid out in advance" if ours or prepacked else "torch",
-        attention=f"{_COMPILED}, in one pass" if fused else _DENSE,
+        attention=f"{_COMPILED}, in one pass" if fused or in_float32 else _DENSE,
         why=why,
     )
 

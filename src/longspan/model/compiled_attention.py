@@ -1,4 +1,6 @@
-"""Rotation and attention of training on a CPU in one compiled pass each way (`kernels/training_attention.c`).
+"""Rotation and attention on a CPU in one compiled pass each way (`kernels/training_attention.c`).
+
+Training computes it so, and embedding in float32.
 
 torch's kernels read queries, keys and values that were cut apart and rotated in passes of their own, multiply float32
 through MKL and give bfloat16 back several times slower than its products take. Here the way back computes weights

@@ -1,9 +1,10 @@
 """The encoder for use without gradients on a CPU, by torch's operators: in fewer passes over memory.
 
-Weights are laid out in advance (`model/prepacked.py`), and what lies between the matrix products is done in place, in
-pieces that fit the cache. Every step treats each token or each sequence by itself, and gives the same bits whatever
-lies beside it: a text's vector does not depend on its batch, to the last bit. (Where 16 does not divide the head size,
-attention's last bits depend on where in memory a sequence begins.)
+Weights are laid out in advance (`model/prepacked.py`), attention in float32 is compiled code where there is any
+(`model/compiled_attention.py`), and what lies between the matrix products is done in place, in pieces that fit the
+cache. Every step treats each token or each sequence by itself, and gives the same bits whatever lies beside it: a text's
+vector does not depend on its batch, to the last bit. (By torch's attention, where 16 does not divide the head size, the
+last bits depend on where in memory a sequence begins.)
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.model.attention import attention
+from longspan.model.compiled_attention import attend, can_attend
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import MLP, Attention, Encoder, GatedMLP, Layer
 from longspan.model.prepacked import FloatLinear
@@ -106,11 +108,17 @@ class _Attention(nn.Module):
         self.qkv, self.out = linear(*_parameters(attention.qkv)), linear(*_parameters(attention.out))
 
     def forward(self, x_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed, h_TD: Tensor) -> Tensor:
-        qkv_T3HK = self.qkv(x_TD).unflatten(-1, (3, self.num_heads, -1))
+        return self.out.plus(self._attend(self.qkv(x_TD), rotation, packed), h_TD)
+
+    def _attend(self, qkv_TC: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+        head_size = qkv_TC.shape[1] // (3 * self.num_heads)
+        if qkv_TC.dtype == torch.float32 and can_attend(head_size, qkv_TC.device):
+            return attend(qkv_TC, rotation, packed, self.num_heads)
+        qkv_T3HK = qkv_TC.unflatten(-1, (3, self.num_heads, -1))
         if rotation is not None:
             _rotate_in_place(qkv_T3HK[:, :2], *rotation)
         q_THK, k_THK, v_THK = qkv_T3HK.unbind(dim=1)
-        return self.out.plus(attention(q_THK, k_THK, v_THK, packed).flatten(-2), h_TD)
+        return attention(q_THK, k_THK, v_THK, packed).flatten(-2)
 
 
 class _GatedMLP(nn.Module):
