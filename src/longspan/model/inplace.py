@@ -2,9 +2,9 @@
 
 Weights are laid out in advance (`model/prepacked.py`), attention in float32 is compiled code where there is any
 (`model/compiled_attention.py`), and what lies between the matrix products is done in place, in pieces that fit the
-cache. Every step treats each token or each sequence by itself, and gives the same bits whatever lies beside it: a text's
-vector does not depend on its batch, to the last bit. (By torch's attention, where 16 does not divide the head size, the
-last bits depend on where in memory a sequence begins.)
+cache. Every step treats each token or each sequence by itself, and gives the same bits whatever lies beside it: a
+text's vector does not depend on its batch, to the last bit. (By torch's attention, where 16 does not divide the head
+size, the last bits depend on where in memory a sequence begins.)
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 """
