@@ -205,7 +205,7 @@ def open_llama(precision: GgufPrecision, *, rope_base: bool = True) -> Opener:
                         models[base] = library.Llama(
                             str(path),
                             embedding=True,
-                            n_ctx=limit,
+                            n_ctx=batch,
                             n_batch=batch,
                             n_ubatch=batch,
                             n_threads=torch.get_num_threads(),
