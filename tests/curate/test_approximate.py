@@ -141,7 +141,7 @@ def test_progress_counts_queries(monkeypatch):
     [(3999, 10**6, "cpu", False), (4000, 10**6, "cpu", True), (3999, 10**7, "cpu", True), (3999, 10**6, "meta", True)],
 )
 def test_an_index_is_for_a_large_corpus_on_a_cpu(monkeypatch, documents, pairs, device, exact):
-    monkeypatch.setattr(approximate.screening, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: False)
     monkeypatch.setattr(approximate, "EXACT_DOCUMENTS", documents)
     monkeypatch.setattr(approximate, "EXACT_PAIRS", pairs)
     # An index that is chosen is built: that is all that is looked at here.
@@ -154,8 +154,8 @@ def test_an_index_is_for_a_large_corpus_on_a_cpu(monkeypatch, documents, pairs, 
 
 @needs_faiss
 @pytest.mark.parametrize(("most", "screened"), [(600 * 4000, True), (600 * 4000 - 1, False)])
-def test_a_processor_that_multiplies_bfloat16_searches_exactly_for_longer(monkeypatch, most, screened):
-    monkeypatch.setattr(approximate.screening, "has_bfloat16", lambda: True)
+def test_a_processor_with_tiles_searches_exactly_for_longer(monkeypatch, most, screened):
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: True)
     monkeypatch.setattr(approximate, "EXACT_DOCUMENTS", 10)
     monkeypatch.setattr(approximate, "EXACT_PAIRS", 10)
     monkeypatch.setattr(approximate, "SCREENED_PAIRS", most)

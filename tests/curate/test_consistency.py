@@ -167,7 +167,7 @@ def test_a_large_sample_that_is_screened_has_ranks_up_to_the_depth(monkeypatch):
     exact_N = judge(vectors, searching=Searching("exact"))
     for name, value in (("EXACT_DOCUMENTS", 10), ("EXACT_PAIRS", 10)):
         monkeypatch.setattr(approximate, name, value)
-    monkeypatch.setattr(approximate.screening, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(approximate.screening, "has_tiles", lambda: True)
     found_N = judge(vectors, searching=Searching(depth=10), on_search=searches.append)
     assert searches[0].exact
     assert searches[0].screened

@@ -85,12 +85,12 @@ def test_used_where_it_pays_and_nowhere_else(monkeypatch):
     monkeypatch.setattr(neighbours, "screened_top_k", _told(neighbours.screened_top_k, used))
     monkeypatch.setattr(screening, "LEAST_QUERIES", 50)
     monkeypatch.setattr(screening, "LEAST_DOCUMENTS", 200)
-    for has in (False, True):
-        monkeypatch.setattr(screening, "has_bfloat16", lambda has=has: has)
+    for tiles in (False, True):
+        monkeypatch.setattr(screening, "has_tiles", lambda tiles=tiles: tiles)
         for num_queries, num_documents in ((50, 199), (49, 200), (50, 200)):
             used.clear()
             top_k(crowded(num_queries, 1, 1), crowded(num_documents, 2, 1), 3)
-            assert bool(used) == (has and (num_queries, num_documents) == (50, 200))
+            assert bool(used) == (tiles and (num_queries, num_documents) == (50, 200))
 
 
 def test_broken_vectors_are_refused(small_blocks):

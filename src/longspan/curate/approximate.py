@@ -141,7 +141,7 @@ def nearest(
         documents_MD: (M, D) likewise.
         k: how many to keep, at least 1.
         exact: True: look at every document. False: use an index. None: an index above `EXACT_DOCUMENTS` documents and
-            `EXACT_PAIRS` pairs (`SCREENED_PAIRS` where the processor multiplies bfloat16 itself), if FAISS is
+            `EXACT_PAIRS` pairs (`SCREENED_PAIRS` where the processor has matrix tiles for bfloat16), if FAISS is
             installed and `device` is a CPU.
         target_recall: the part of the true neighbours that an index is to find, above 0 and at most 1. Where that would
             take more than a quarter of the lists, the search is exact.
@@ -202,7 +202,7 @@ class Searcher:
         check_recall(target_recall)
         if not _wants_index(len(queries_ND), len(documents_MD), exact, device):
             screened = exact is None and _is_large(len(queries_ND), len(documents_MD), device)
-            return cls(documents_MD, Search(exact=True, screened=screened and screening.has_bfloat16()), None, device)
+            return cls(documents_MD, Search(exact=True, screened=screened and screening.has_tiles()), None, device)
         choosing, measuring = _samples(len(queries_ND), seed)
         # The exact searches come first: they read every document, and refuse what is broken.
         truth = [top_k(queries_ND[rows], documents_MD, k, device=device) for rows in (choosing, measuring)]
@@ -274,7 +274,7 @@ def _wants_index(num_queries: int, num_documents: int, exact: bool | None, devic
         return not exact and num_queries > 0 and num_documents > 0
     if not _is_large(num_queries, num_documents, device):
         return False
-    if screening.has_bfloat16() and num_queries * num_documents <= SCREENED_PAIRS:
+    if screening.has_tiles() and num_queries * num_documents <= SCREENED_PAIRS:
         return False
     try:
         _faiss()
