@@ -99,12 +99,12 @@ def test_a_text_has_the_same_bits_in_any_batch(pack, encoders, family, precision
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_the_cut_of_the_feed_forward_block_changes_no_bit(pack, encoders, precision, monkeypatch):
+def test_the_cut_between_attentions_changes_no_bit(pack, encoders, precision, monkeypatch):
     _, ours = encoders["odd", precision]
     packed = pack((40, 7, 100))
     expected_TD = ours(packed)
-    for rows in (1, 16, 147):
-        monkeypatch.setattr(inplace, "_ROWS", rows)
+    for numbers in (1, 800, 10_000):
+        monkeypatch.setattr(inplace, "_NUMBERS", numbers)
         assert torch.equal(ours(packed), expected_TD)
 
 

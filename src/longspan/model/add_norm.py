@@ -25,14 +25,15 @@ def add_norm(h_TD: Tensor, y_TD: Tensor, norm: nn.Module) -> tuple[Tensor, Tenso
 
     Without the compiled code both are the same tensor, and autocast rounds it.
     """
-    if _is_for_compiled(h_TD, y_TD, norm):
+    if can_add_norm(h_TD, y_TD, norm):
         out_TD, copy_TD = _AddNorm.apply(h_TD, y_TD, norm.weight, norm.bias, norm.eps)  # pyright: ignore[reportGeneralTypeIssues]
         return out_TD, out_TD if copy_TD is None else copy_TD
     out_TD = norm(h_TD + y_TD)
     return out_TD, out_TD
 
 
-def _is_for_compiled(h_TD: Tensor, y_TD: Tensor, norm: nn.Module) -> bool:
+def can_add_norm(h_TD: Tensor, y_TD: Tensor, norm: nn.Module) -> bool:
+    """Whether the compiled code is there and computes this sum."""
     return (
         type(norm) is nn.LayerNorm
         and can_train_compiled(h_TD.device)
@@ -53,7 +54,8 @@ class _AddNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         h_TD, y_TD = h_TD.contiguous(), y_TD.contiguous()
         half = y_TD.dtype == torch.bfloat16
-        total_TD, out_TD = torch.empty_like(h_TD), torch.empty_like(h_TD)
+        out_TD = torch.empty_like(h_TD)
+        total_TD = torch.empty_like(h_TD) if any(ctx.needs_input_grad) else out_TD  # only the way back reads it
         mean_T, scale_T = torch.empty(2, len(h_TD))
         copy_TD = torch.empty_like(y_TD) if half else None
         weights = (place_of(gamma_D), place_of(beta_D))

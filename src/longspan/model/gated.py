@@ -36,13 +36,18 @@ _KINDS: dict[Callable[[Tensor], Tensor], int] = {functional.silu: 0, functional.
 
 def gated_product(up_gate_TF: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     """`up * act(gate)`, (T, F), of `[up, gate]`, (T, 2 F)."""
-    width = up_gate_TF.shape[-1] // 2
-    if act in _KINDS and width % 16 == 0 and can_train_compiled(up_gate_TF.device) and can_read(up_gate_TF):
+    if can_gate(up_gate_TF, act):
         return _CompiledGate.apply(up_gate_TF, act)  # pyright: ignore[reportReturnType]
     if up_gate_TF.device.type == "cpu" and act in _BACKWARD and not torch.compiler.is_compiling():
         return _GatedProduct.apply(up_gate_TF, act)  # pyright: ignore[reportReturnType]
     up_TF, gate_TF = up_gate_TF.chunk(2, dim=-1)
     return up_TF * act(gate_TF)
+
+
+def can_gate(up_gate_TF: Tensor, act: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the compiled code is there and computes this gate."""
+    fits = act in _KINDS and up_gate_TF.shape[-1] % 32 == 0
+    return fits and can_train_compiled(up_gate_TF.device) and can_read(up_gate_TF)
 
 
 class _CompiledGate(torch.autograd.Function):

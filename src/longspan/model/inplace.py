@@ -1,10 +1,11 @@
 """The encoder for use without gradients on a CPU, by torch's operators: in fewer passes over memory.
 
-Weights are laid out in advance (`model/prepacked.py`), attention in float32 is compiled code where there is any
-(`model/compiled_attention.py`), and what lies between the matrix products is done in place, in pieces that fit the
-cache. Every step treats each token or each sequence by itself, and gives the same bits whatever lies beside it: a
-text's vector does not depend on its batch, to the last bit. (By torch's attention, where 16 does not divide the head
-size, the last bits depend on where in memory a sequence begins.)
+Weights are laid out in advance (`model/prepacked.py`), and a product may apply the activation to its own result. In
+float32 attention, gate, sum and norm are training's compiled passes where there are any (`model/compiled_training.py`);
+else what lies between the products is done in place, in pieces that fit the cache. Every step treats each token or each
+sequence by itself, and gives the same bits whatever lies beside it: a text's vector does not depend on its batch, to
+the last bit. (By torch's attention, where 16 does not divide the head size, the last bits depend on where in memory a
+sequence begins.)
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 """
@@ -18,15 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longspan.model.add_norm import add_norm, can_add_norm
 from longspan.model.attention import attention
 from longspan.model.compiled_attention import attend, can_attend
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import MLP, Attention, Encoder, GatedMLP, Layer
+from longspan.model.gated import can_gate, gated_product
 from longspan.model.prepacked import FloatLinear
 from longspan.text.packed import Packed
 
-_ROWS = 512
-"""Rows of the feed-forward block computed together: its inner activations then stay in the processor's cache."""
+_NUMBERS = 6 * 2**20
+"""Numbers of the feed-forward block's inner result, the widest between two attentions, that are computed together. They
+stay in the last level of the cache, and the more rows a product has, the faster it is."""
 
 
 MakeLinear = Callable[[Tensor, Tensor | None], Any]
@@ -74,7 +78,7 @@ class InferenceEncoder(Encoder):
 
 
 class _Layer(nn.Module):
-    """What `encoder.Layer` computes. `attention` and `mlp` add to their last argument what they find."""
+    """What `encoder.Layer` computes."""
 
     def __init__(self, layer: Layer, config: EncoderConfig, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
@@ -82,35 +86,39 @@ class _Layer(nn.Module):
         self.attention = _Attention(layer.attention, linear)
         self.norm1 = layer.norm1
         if isinstance(layer.mlp, GatedMLP):
+            self.inner_size = layer.mlp.up_gate.out_features
             self.mlp = _GatedMLP(layer.mlp, config.activation, linear, first)
         else:
+            self.inner_size = layer.mlp.up.out_features
             self.mlp = _MLP(layer.mlp, config.activation, linear, first)
         self.norm2 = layer.norm2
 
     def forward(self, h_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
-        if self.prenorm:
-            h_TD = self.attention(self.norm1(h_TD), rotation, packed, h_TD)
-            return self._mlp(self.norm2(h_TD), h_TD)
-        h_TD = self.norm1(self.attention(h_TD, rotation, packed, h_TD))
-        return self.norm2(self._mlp(h_TD, h_TD))
-
-    def _mlp(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        blocks = [self.mlp(x, h) for x, h in zip(x_TD.split(_ROWS), h_TD.split(_ROWS), strict=True)]
+        attended_TD = self.attention(self.norm1(h_TD) if self.prenorm else h_TD, rotation, packed)
+        parts = -(-len(h_TD) * self.inner_size // _NUMBERS)
+        blocks = [self._rest(h, x) for h, x in zip(h_TD.chunk(parts), attended_TD.chunk(parts), strict=True)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _rest(self, h_TD: Tensor, attended_TD: Tensor) -> Tensor:
+        """What follows attention, of some rows."""
+        y_TD = self.attention.out(attended_TD)
+        if self.prenorm:
+            h_TD = y_TD.add_(h_TD)
+            return self.mlp(self.norm2(h_TD)).add_(h_TD)
+        h_TD = _norm_of_sum(h_TD, y_TD, self.norm1)
+        return _norm_of_sum(h_TD, self.mlp(h_TD), self.norm2)
 
 
 class _Attention(nn.Module):
-    """`h + attention(x)`."""
+    """What `encoder.Attention` computes, but for its last product."""
 
     def __init__(self, attention: Attention, linear: MakeLinear) -> None:
         super().__init__()
         self.num_heads = attention.num_heads
         self.qkv, self.out = linear(*_parameters(attention.qkv)), linear(*_parameters(attention.out))
 
-    def forward(self, x_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed, h_TD: Tensor) -> Tensor:
-        return self.out.plus(self._attend(self.qkv(x_TD), rotation, packed), h_TD)
-
-    def _attend(self, qkv_TC: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+    def forward(self, x_TD: Tensor, rotation: tuple[Tensor, Tensor] | None, packed: Packed) -> Tensor:
+        qkv_TC = self.qkv(x_TD)
         head_size = qkv_TC.shape[1] // (3 * self.num_heads)
         if qkv_TC.dtype == torch.float32 and can_attend(head_size, qkv_TC.device):
             return attend(qkv_TC, rotation, packed, self.num_heads)
@@ -122,28 +130,40 @@ class _Attention(nn.Module):
 
 
 class _GatedMLP(nn.Module):
-    """`h + down(up(x) * act(gate(x)))`."""
+    """`down(up(x) * act(gate(x)))`."""
 
     def __init__(self, mlp: GatedMLP, activation: str, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
-        self.act = _ACTIVATIONS[activation]
+        self.exact_act, self.act = mlp.act, _ACTIVATIONS[activation]
         self.up_gate, self.down = first(*_parameters(mlp.up_gate)), linear(*_parameters(mlp.down))
 
-    def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        up_TF, gate_TF = self.up_gate(x_TD).chunk(2, dim=-1)
-        return self.down.plus(self.act(gate_TF).mul_(up_TF), h_TD)
+    def forward(self, x_TD: Tensor) -> Tensor:
+        up_gate_TF = self.up_gate(x_TD)
+        if up_gate_TF.dtype == torch.float32 and can_gate(up_gate_TF, self.exact_act):
+            return self.down(gated_product(up_gate_TF, self.exact_act))
+        up_TF, gate_TF = up_gate_TF.chunk(2, dim=-1)
+        return self.down(self.act(gate_TF).mul_(up_TF))
 
 
 class _MLP(nn.Module):
-    """`h + down(act(up(x)))`."""
+    """`down(act(up(x)))`."""
 
     def __init__(self, mlp: MLP, activation: str, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
-        self.act = _ACTIVATIONS[activation]
+        self.activation = activation
         self.up, self.down = first(*_parameters(mlp.up)), linear(*_parameters(mlp.down))
 
-    def forward(self, x_TD: Tensor, h_TD: Tensor) -> Tensor:
-        return self.down.plus(self.act(self.up(x_TD)), h_TD)
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if isinstance(self.up, FloatLinear):
+            return self.down(self.up(x_TD, self.activation))
+        return self.down(_ACTIVATIONS[self.activation](self.up(x_TD)))
+
+
+def _norm_of_sum(h_TD: Tensor, y_TD: Tensor, norm: nn.Module) -> Tensor:
+    """`norm(h + y)`; `y` is lost."""
+    if can_add_norm(h_TD, y_TD, norm):
+        return add_norm(h_TD, y_TD, norm)[0]
+    return norm(y_TD.add_(h_TD))
 
 
 # torch's own SiLU and GELU round the last few numbers of a tensor otherwise than the rest, so a token's place would

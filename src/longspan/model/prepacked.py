@@ -18,26 +18,25 @@ from torch import Tensor, nn
 
 _ROWS = 512
 """Rows that the layout of the weights is chosen for; any number of rows can be multiplied."""
+BUILT_IN = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+"""`EncoderConfig.activation` -> oneDNN's function and variant, for functions that its products apply. (Adding another
+matrix it can too, and took a third longer than two steps with AVX2.)"""
 _TINY = 1e-30
 """Stands for the range of a row whose values are all equal."""
 
 
 class FloatLinear(nn.Module):
-    """`x @ weight.T + bias` in the weight's dtype."""
+    """`act(x @ weight.T + bias)` in the weight's dtype."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
         self._bias_O = bias_O
 
-    def forward(self, x_TI: Tensor) -> Tensor:
-        """(T, O)."""
-        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed, self._bias_O, "none", [], "")
-
-    def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
-        """`linear(x) + term`, (T, O)."""
-        # Two steps: oneDNN's one kernel for both takes a third longer (measured with AVX2).
-        return self(x_TI).add_(term_TO)
+    def forward(self, x_TI: Tensor, activation: str | None = None) -> Tensor:
+        """(T, O); with a function of `BUILT_IN` applied while its result is at hand."""
+        function, variant = ("none", "") if activation is None else BUILT_IN[activation]
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed, self._bias_O, function, [], variant)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self._packed.to_dense()
@@ -80,10 +79,6 @@ class Int8Linear(nn.Module):
         For processors with AMX: elsewhere oneDNN has no kernel for signed inputs but its slow reference.
         """
         return _multiply_int8(integers_TI, self._packed, self._scale_O, torch.bfloat16)
-
-    def plus(self, x_TI: Tensor, term_TO: Tensor) -> Tensor:
-        """`linear(x) + term`, (T, O)."""
-        return self(x_TI).add_(term_TO)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self._packed.to_dense().T
