@@ -33,11 +33,11 @@ from longspan.embedder import Embedder
 from longspan.errors import LongspanError
 from longspan.machine import installed_versions, read_machine
 from longspan.model.compiled import load_fused
-from longspan.model.compiled_linear import CompiledLinear
+from longspan.model.compiled_linear import CompiledFloatLinear, CompiledLinear
 from longspan.model.config import EmbeddingConfig, EncoderConfig
 from longspan.model.encoder import Encoder, initialize
 from longspan.model.folder import find_model
-from longspan.model.fused import FusedEncoder, random_product
+from longspan.model.fused import FusedEncoder, fused_precisions, random_product
 from longspan.model.inference import Precision
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
 from longspan.model.rows import Product, Rows
@@ -409,9 +409,8 @@ def _linear_share(precision: Precision, texts: list[str], place: _Place) -> floa
         y = forward(self, x)
         spent += time.perf_counter() - began
         x_TI, y_TO = x.values_TI if isinstance(x, Rows) else x, y.values_TO if isinstance(y, Product) else y
-        outputs = (
-            self.num_weights if isinstance(self, CompiledLinear) else y_TO.shape[1]
-        )  # a gate halves what comes out
+        is_compiled = isinstance(self, CompiledLinear | CompiledFloatLinear)
+        outputs = self.num_weights if is_compiled else y_TO.shape[1]  # a gate halves what comes out
         operations += 2 * x_TI.shape[0] * x_TI.shape[1] * outputs
         return y
 
@@ -441,9 +440,8 @@ def _limits(seconds: float = 0.25) -> dict[str, float]:
     if has_int8_kernels():
         int8 = Int8Linear(weight_OI, None)
         runs["int8 (rounding included)"] = lambda: int8(x_TI)
-    if load_fused().library is not None:
-        for precision in ("bfloat16", "int8"):
-            runs[f"{precision} (product)"] = random_product(weight_OI, len(x_TI), int8=precision == "int8")
+    for precision in fused_precisions():
+        runs[f"{precision} (product)"] = random_product(weight_OI, len(x_TI), precision)
     rates = {}
     with torch.inference_mode():
         for name, run in runs.items():

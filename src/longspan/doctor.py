@@ -25,7 +25,7 @@ from longspan.model.compiled_training import load_training
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.folder import find_model
-from longspan.model.fused import random_product
+from longspan.model.fused import fused_precisions, random_product
 from longspan.model.kernel_cache import SETTINGS as KERNEL_SETTINGS
 from longspan.model.linear import multiplies_by_onednn
 from longspan.model.prepacked import FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels, largest_input
@@ -209,7 +209,7 @@ def _cpu_embedding(precision: str) -> Use:
             why = "no VNNI: inputs are rounded to 7 bits, so that sums stay exact"
     fused = precision != "float32" and computed_in == precision and load_fused().library is not None
     tier = load_fused().tier
-    ours = fused and tier is not None and tier.multiplies
+    ours = tier is not None and tier.multiplies and computed_in is not None
     prepacked = precision == "int8" or has_float_kernels(getattr(torch, str(computed_in)))
     in_float32 = computed_in != "bfloat16" and prepacked and load_training().library is not None
     return Use(
@@ -380,9 +380,8 @@ def _rates(machine: Machine) -> list[Rate]:
     if has_int8_kernels():
         int8 = Int8Linear(weight_OI, None)
         kernels["int8"] = lambda: int8(x_TI)
-    if load_fused().library is not None:
-        for name in ("bfloat16", "int8"):
-            kernels[name] = random_product(weight_OI, len(x_TI), int8=name == "int8")
+    for name in fused_precisions():
+        kernels[name] = random_product(weight_OI, len(x_TI), name)
     operations = 2 * x_TI.shape[0] * weight_OI.numel()
     with torch.inference_mode():
         rates = [Rate(device="cpu", dtype=name, gops=_rate(run, operations)) for name, run in kernels.items()]

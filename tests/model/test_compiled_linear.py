@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from longspan.model.compiled import load_fused
-from longspan.model.compiled_linear import ACTIVATIONS, CompiledLinear
+from longspan.model.compiled_linear import ACTIVATIONS, CompiledFloatLinear, CompiledLinear
+from longspan.model.encoder import ACTIVATIONS as ENCODER_ACTIVATIONS
 from longspan.model.rows import Rows
 
 TIER = load_fused().tier
@@ -39,6 +40,57 @@ def test_in_bfloat16_it_is_linear(inputs, outputs, bias):
     assert found_TO.dtype == torch.bfloat16
     # The result is rounded once, to 8 bits; sums are float32.
     torch.testing.assert_close(found_TO.double(), expected_TO, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [*SHAPES, (7, 48)])
+def test_in_float32_it_is_linear(inputs, outputs, bias):
+    weight_OI, x_TI, bias_O = (
+        random(outputs, inputs),
+        random(13, inputs, seed=1),
+        random(outputs, seed=3) if bias else None,
+    )
+    expected_TO = x_TI.double() @ weight_OI.double().T + (0 if bias_O is None else bias_O)
+    found_TO = CompiledFloatLinear(weight_OI, bias_O)(x_TI)
+    assert found_TO.dtype == torch.float32
+    torch.testing.assert_close(found_TO.double(), expected_TO, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [32, 48, 96])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_in_float32_activation_and_gate_are_exact(activation, outputs):
+    gated = ACTIVATIONS[activation][1]
+    weight_OI, x_TI, bias_O = (
+        random(outputs * (1 + gated), 64) / 4,
+        random(13, 64),
+        random(outputs * (1 + gated), seed=3),
+    )
+    plain_TO = x_TI.double() @ weight_OI.double().T + bias_O
+    up_TO, gate_TO = plain_TO.chunk(2, dim=1) if gated else (torch.ones(()), plain_TO)
+    layer = CompiledFloatLinear(weight_OI, bias_O, activation=activation)
+    expected_TO = up_TO * ENCODER_ACTIVATIONS[activation](gate_TO)
+    torch.testing.assert_close(layer(x_TI).double(), expected_TO, rtol=1e-6, atol=1e-5)  # measured: 3e-6
+    assert torch.equal(layer.state_dict()["bias"], bias_O)
+    assert torch.equal(layer.state_dict()["weight"], weight_OI)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [*SHAPES, (3072, 96)])
+@given(st.integers(1, 200), st.integers(0, 100), st.sampled_from([1, 2, 5]))
+@example(1, 0, 1)
+@example(200, 0, 2)
+def test_in_float32_a_row_does_not_depend_on_the_number_of_rows(inputs, outputs, num_rows, start, threads):
+    x_TI, linear = random(300, inputs), CompiledFloatLinear(random(outputs, inputs), random(outputs), activation="gelu")
+    whole_TO = linear(x_TI)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(linear(x_TI[start : start + num_rows]), whole_TO[start : start + num_rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows_give_no_rows():
+    assert CompiledFloatLinear(random(16, 8), None)(random(0, 8)).shape == (0, 16)
 
 
 @pytest.mark.parametrize("bias", [True, False])

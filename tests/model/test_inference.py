@@ -31,22 +31,32 @@ FAMILIES = {
 }
 
 
+BY_ONEDNN = "float32 by oneDNN"
+"""What computes float32 where the compiled code has no products, or no such encoder's."""
+FLOATS = ("float32", BY_ONEDNN)
+
+
 @pytest.fixture(scope="module")
 def encoders(small_encoder):
     """By family and precision: the encoder and its form for inference."""
+
+    def prepared(precision, changes):
+        with pytest.MonkeyPatch.context() as patch:
+            if precision == BY_ONEDNN:
+                patch.setattr(inference, "multiplies_float32", lambda config: False)
+            return prepare_for_inference(small_encoder(**changes), precision.split()[0], CPU)
+
     return {
-        (family, precision): (
-            small_encoder(**changes),
-            prepare_for_inference(small_encoder(**changes), precision, CPU),
-        )
+        (family, precision): (small_encoder(**changes), prepared(precision, changes))
         for family, changes in FAMILIES.items()
-        for precision in ("float32", "int8")
+        for precision in (*FLOATS, "int8")
     }
 
 
+@pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32_is_the_encoder(pack, encoders, family):
-    encoder, ours = encoders[family, "float32"]
+def test_float32_is_the_encoder(pack, encoders, family, precision):
+    encoder, ours = encoders[family, precision]
     assert isinstance(ours, InferenceEncoder)
     packed = pack((3, 3, 40, 1, 128))
     with torch.no_grad():
@@ -74,7 +84,7 @@ def test_token_types_are_read(pack, encoders):
         torch.testing.assert_close(ours(typed), encoder(typed), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", [*FLOATS, "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.data())
 @example([100, 3, 1, 32, 3, 33], None)
@@ -98,7 +108,7 @@ def test_a_text_has_the_same_bits_in_any_batch(pack, encoders, family, precision
         assert torch.equal(together_BD, torch.cat([pool(alone[i], packs[i], pooling) for i in order]))
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", [*FLOATS, "int8"])
 def test_the_cut_between_attentions_changes_no_bit(pack, encoders, precision, monkeypatch):
     _, ours = encoders["odd", precision]
     packed = pack((40, 7, 100))
@@ -108,9 +118,10 @@ def test_the_cut_between_attentions_changes_no_bit(pack, encoders, precision, mo
         assert torch.equal(ours(packed), expected_TD)
 
 
+@pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_state_is_the_encoders(encoders, family):
-    encoder, ours = encoders[family, "float32"]
+def test_the_state_is_the_encoders(encoders, family, precision):
+    encoder, ours = encoders[family, precision]
     expected = encoder.state_dict()
     assert list(ours.state_dict()) == list(expected)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())

@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from longspan.model.compiled import load_fused
-from longspan.model.compiled_linear import ACTIVATIONS, CompiledLinear
+from longspan.model.compiled_linear import ACTIVATIONS, CompiledFloatLinear, CompiledLinear
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
 from longspan.model.inplace import InferenceEncoder, MakeLinear
@@ -29,6 +29,7 @@ from longspan.model.rope import rotary_tables
 from longspan.model.rows import Product, Rows, at, library
 from longspan.text.packed import Packed
 
+FusedPrecision = Literal["float32", "bfloat16", "int8"]
 _ROWS = 2048
 """Rows that pass all between two attentions together: it bounds memory, and weights are read once for so many."""
 _OUR_ROWS = 1024
@@ -150,13 +151,24 @@ def product(linear: CompiledLinear | FloatLinear | Int8Linear, x: Rows) -> Produ
     return Product(linear.of_integers(x.values_TI), x.step_T, x.middle_T, linear.sums_O, linear.bias_O)
 
 
-def random_product(weight_OI: Tensor, num_rows: int, *, int8: bool) -> Callable[[], Product]:
-    """The product of random rows with a weight, to be timed."""
-    linear: Any = fused_linear(int8=int8)(weight_OI if int8 else weight_OI.bfloat16(), None)
+def fused_precisions() -> tuple[FusedPrecision, ...]:
+    """In what the compiled code computes here."""
+    if load_fused().library is None:
+        return ()
+    return ("float32", "bfloat16", "int8") if _are_ours() else ("bfloat16", "int8")
+
+
+def random_product(weight_OI: Tensor, num_rows: int, precision: FusedPrecision) -> Callable[[], object]:
+    """The compiled code's product of random rows with a weight, to be timed."""
     x_TI = torch.randn(num_rows, weight_OI.shape[1])
+    if precision == "float32":
+        linear = CompiledFloatLinear(weight_OI, None)
+        return lambda: linear(x_TI)
+    int8 = precision == "int8"
+    rounded: Any = fused_linear(int8=int8)(weight_OI if int8 else weight_OI.bfloat16(), None)
     rows = Rows.empty(*x_TI.shape, int8=int8)
     _combine(x_TI, None, _Norm(None, None, 0.0), False, rows)
-    return lambda: product(linear, rows)
+    return lambda: product(rounded, rows)
 
 
 @dataclass(frozen=True)

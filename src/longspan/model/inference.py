@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 
 from longspan.errors import LongspanError
+from longspan.model.compiled_linear import CompiledFloatLinear, multiplies_float32
 from longspan.model.encoder import Encoder
 from longspan.model.fused import FusedEncoder, can_fuse
 from longspan.model.inplace import InferenceEncoder
-from longspan.model.prepacked import Int8Linear, has_float_kernels, has_int8_kernels
+from longspan.model.prepacked import BUILT_IN, FloatLinear, Int8Linear, has_float_kernels, has_int8_kernels
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 """How exactly vectors are computed: a floor. bfloat16 on a processor without its arithmetic is computed in float32,
@@ -64,4 +66,9 @@ def prepare_for_inference(
         return encoder
     if dtype == torch.bfloat16 and can_fuse(encoder.config):
         return FusedEncoder(encoder, int8=False, consume=consume)
-    return InferenceEncoder(encoder, consume=consume)
+    activation = encoder.config.activation
+    linear, built_in = FloatLinear, activation in BUILT_IN
+    if dtype == torch.float32 and multiplies_float32(encoder.config):
+        linear, built_in = CompiledFloatLinear, True
+    first = partial(linear, activation=activation) if built_in else linear
+    return InferenceEncoder(encoder, linear=linear, first=first, consume=consume)

@@ -55,7 +55,7 @@ class InferenceEncoder(Encoder):
         """
         Args:
             linear: how a layer's matrices are laid out.
-            first: how the first matrix of the feed-forward block is, where that is another way.
+            first: how the first matrix of the feed-forward block is, where that is another way: with its activation.
             consume: free the encoder's matrices layer by layer, as they are laid out; it is of no use then.
         """
         nn.Module.__init__(self)  # the encoder's own would make weights that nobody needs
@@ -139,6 +139,8 @@ class _GatedMLP(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         up_gate_TF = self.up_gate(x_TD)
+        if self.up_gate.activates:
+            return self.down(up_gate_TF)
         if up_gate_TF.dtype == torch.float32 and can_gate(up_gate_TF, self.exact_act):
             return self.down(gated_product(up_gate_TF, self.exact_act))
         up_TF, gate_TF = up_gate_TF.chunk(2, dim=-1)
@@ -150,13 +152,12 @@ class _MLP(nn.Module):
 
     def __init__(self, mlp: MLP, activation: str, linear: MakeLinear, first: MakeLinear) -> None:
         super().__init__()
-        self.activation = activation
+        self.act = _ACTIVATIONS[activation]
         self.up, self.down = first(*_parameters(mlp.up)), linear(*_parameters(mlp.down))
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if isinstance(self.up, FloatLinear):
-            return self.down(self.up(x_TD, self.activation))
-        return self.down(_ACTIVATIONS[self.activation](self.up(x_TD)))
+        up_TF = self.up(x_TD)
+        return self.down(up_TF if self.up.activates else self.act(up_TF))
 
 
 def _norm_of_sum(h_TD: Tensor, y_TD: Tensor, norm: nn.Module) -> Tensor:

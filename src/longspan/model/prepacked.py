@@ -26,16 +26,23 @@ _TINY = 1e-30
 
 
 class FloatLinear(nn.Module):
-    """`act(x @ weight.T + bias)` in the weight's dtype."""
+    """`act(x @ weight.T + bias)` in the weight's dtype.
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    Attributes:
+        activates: whether the activation is applied.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, activation: str | None = None) -> None:
+        """`activation` is one of `BUILT_IN`."""
         super().__init__()
+        self.activates = activation is not None
+        self._function = ("none", "") if activation is None else BUILT_IN[activation]
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _ROWS)
         self._bias_O = bias_O
 
-    def forward(self, x_TI: Tensor, activation: str | None = None) -> Tensor:
-        """(T, O); with a function of `BUILT_IN` applied while its result is at hand."""
-        function, variant = ("none", "") if activation is None else BUILT_IN[activation]
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """(T, O)."""
+        function, variant = self._function
         return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed, self._bias_O, function, [], variant)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
@@ -54,7 +61,10 @@ class Int8Linear(nn.Module):
     Attributes:
         sums_O: the sum of every output's rounded weights: what a lowest value of 1 adds.
         bias_O: added at the end, or None.
+        activates: that no activation is applied.
     """
+
+    activates = False
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()

@@ -1,12 +1,11 @@
-// Matrix products in vector registers (AVX512-BF16, AVX512-VNNI), for processors without a matrix unit.
+// Matrix products in vector registers (AVX-512 with its bfloat16 and VNNI), for processors without a matrix unit.
 //
 // A panel is 64 outputs' weights: for every group of inputs four vectors with one group of 16 outputs each. It is read
 // from the second level of the cache while its products with some rows stay in registers. What follows a product is done
 // while its block is at hand: integers become what they stand for, bias, activation and gate. In a gated layer a panel
 // has 32 outputs, and then the gates of the same 32.
 //
-// Integers are summed exactly, and in bfloat16 every sum has one order whatever the number of rows: a row's result is
-// its own.
+// Integers are summed exactly, and every other sum has one order whatever the number of rows: a row's result is its own.
 
 #include "activation.h"
 #include "microkernel.h"
@@ -22,7 +21,7 @@ typedef struct {
   const float *step, *middle, *scale, *sums, *bias;
   long rows, groups, outputs;
   int activation, gated;
-  uint16_t *out;
+  void *out;
 } Factors;
 
 // A block's sums as numbers, 16 of row `row`, from column `column` of all panels.
@@ -35,20 +34,25 @@ INLINE f32x16 restored_sum(const int kind, const Factors *f, const float *sums, 
   return f->bias ? _mm512_add_ps(v, _mm512_load_ps(f->bias + column)) : v;
 }
 
-// A block's sums through activation and gate, to bfloat16.
+// A block's sums through activation and gate, to bfloat16 or (of FLOAT32) to float32.
 INLINE void finish_block(const int kind, const int function, const int gated, const Factors *f,
                          const float sums[ROWS][PANEL], long row, long rows, long panel) {
   const long width = gated ? PANEL / 2 : PANEL, first = panel * width;
+  const int coarse = kind != FLOAT32;
   for (long i = 0; i < rows; i++)
     for (long j = 0; j < width && first + j < f->outputs; j += LANES) {
       f32x16 v = restored_sum(kind, f, sums[i] + j, row + i, panel * PANEL + j);
       if (gated) {
         f32x16 gate = restored_sum(kind, f, sums[i] + width + j, row + i, panel * PANEL + width + j);
-        v = _mm512_mul_ps(v, activation(gate, function, 1));
+        v = _mm512_mul_ps(v, activation(gate, function, coarse));
       } else if (function != NONE) {
-        v = activation(v, function, 1);
+        v = activation(v, function, coarse);
       }
-      store_narrow(f->out + (row + i) * f->outputs + first + j, v);
+      long place = (row + i) * f->outputs + first + j;
+      if (kind == FLOAT32)
+        _mm512_storeu_ps((float *)f->out + place, v);
+      else
+        store_narrow((uint16_t *)f->out + place, v);
     }
 }
 
@@ -80,10 +84,16 @@ static void multiply_int8(const Factors *f, long start, long end, long panel) {
   multiply_rows(INT8, f, start, end, panel);
 }
 
-// activation(x @ weights.T), (rows, outputs), in bfloat16; `kind` and the other arguments as in `Factors`.
+static void multiply_float32(const Factors *f, long start, long end, long panel) {
+  multiply_rows(FLOAT32, f, start, end, panel);
+}
+
+// activation(x @ weights.T), (rows, outputs), in bfloat16 or (of FLOAT32) in float32; `kind` and the other arguments as in
+// `Factors`.
 void multiply(int kind, const char *x, const float *step, const float *middle, long rows, long groups,
               const char *weights, const float *scale, const float *sums, const float *bias, long outputs,
-              int activation, int gated, uint16_t *out, int threads) {
+              int activation, int gated, void *out, int threads) {
+  if (rows == 0) return;
   const Factors f = {x, weights, step, middle, scale, sums, bias, rows, groups, outputs, activation, gated, out};
   long width = gated ? PANEL / 2 : PANEL, panels = (outputs + width - 1) / width, most = CHUNK / (groups * 4);
   long chunks = (rows + most - 1) / most, wanted = 16 * threads / panels + 1;
@@ -96,6 +106,8 @@ void multiply(int kind, const char *x, const float *step, const float *middle, l
     long start = item / panels * share, end = start + share < rows ? start + share : rows;
     if (kind == INT8)
       multiply_int8(&f, start, end, item % panels);
+    else if (kind == FLOAT32)
+      multiply_float32(&f, start, end, item % panels);
     else
       multiply_bfloat16(&f, start, end, item % panels);
   }

@@ -7,12 +7,13 @@
 #define ROWS 6    // of a left factor, by
 #define COLUMNS 4 // vectors of 16 columns of a right one: 24 vectors of sums stay in registers, with factors beside them
 
-enum { BFLOAT16, INT8 };
+enum { BFLOAT16, INT8, FLOAT32 };
 
-// A group is what one 32-bit lane holds: 2 numbers of bfloat16, or 4 integers of 8 bits. The left factor's integers are
-// unsigned, the right one's signed. Sums are float32, or 32-bit integers, which are exact.
+// A group is what one 32-bit lane holds: 2 numbers of bfloat16, 4 integers of 8 bits, or one float32. The left factor's
+// integers are unsigned, the right one's signed. Sums are float32, or 32-bit integers, which are exact.
 INLINE __m512i add_product(__m512i sum, __m512i left, __m512i right, const int kind) {
   if (kind == INT8) return _mm512_dpbusd_epi32(sum, left, right);
+  if (kind == FLOAT32) return (__m512i)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
   return (__m512i)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
 }
 
