@@ -362,6 +362,7 @@ def _write(
     positive_N: np.ndarray | None = None,
 ) -> _Counts:
     counts, num_pairs = _Counts(), len(pool.query_N)
+    indices_QK, scores_QK = np.asarray(found.indices_QK), np.asarray(found.scores_QK)  # a memmap is slow by the row
     with json_lines(out / MINED) as mine, json_lines(out / DROPPED) as drop:
         for number, pair in enumerate(reader):
             if number >= num_pairs or pair.document != pool.corpus[pool.document_N[number]]:
@@ -369,12 +370,12 @@ def _write(
                     "the source has changed while it was mined", where=f"pair {number + 1}", remedy="run it again"
                 )
             query = pool.query_N[number]
-            indices_K = found.indices_QK[query]
-            indices_K = indices_K[indices_K >= 0]
+            indices_K = indices_QK[query]
+            indices_K = indices_K[indices_K >= 0].tolist()
             row = pair.row | {"negatives": [pool.corpus[m] for m in indices_K]}
             if positive_N is not None:
                 row[POSITIVE_SCORE] = round(float(positive_N[number]), 4)
-                row[NEGATIVE_SCORES] = [round(float(s), 4) for s in found.scores_QK[query, : len(indices_K)]]
+                row[NEGATIVE_SCORES] = [round(s, 4) for s in scores_QK[query, : len(indices_K)].tolist()]
             counts.negatives += len(indices_K)
             if len(indices_K) >= at_least:
                 counts.mined += 1
