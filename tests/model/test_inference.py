@@ -41,10 +41,11 @@ def encoders(small_encoder):
     """By family and precision: the encoder and its form for inference."""
 
     def prepared(precision, changes):
+        if precision != BY_ONEDNN:
+            return prepare_for_inference(small_encoder(**changes), precision, CPU)
         with pytest.MonkeyPatch.context() as patch:
-            if precision == BY_ONEDNN:
-                patch.setattr(inference, "multiplies_float32", lambda config: False)
-            return prepare_for_inference(small_encoder(**changes), precision.split()[0], CPU)
+            patch.setattr(inference, "multiplies_float32", lambda config: False)
+            return prepare_for_inference(small_encoder(**changes), "float32", CPU)
 
     return {
         (family, precision): (small_encoder(**changes), prepared(precision, changes))
