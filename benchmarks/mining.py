@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import resource
 import statistics
 import subprocess
@@ -35,7 +34,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from benchmarks.record import gemm_rate, write_record
+from benchmarks.record import gemm_rate, rate_of, write_record
 from longspan.files import atomic_path, read_json, write_json
 from longspan.model.fused import fused_precisions, random_product
 from longspan.model.inference import Precision
@@ -208,15 +207,9 @@ def _floor(file: Path) -> dict[str, Any]:
 
 def _product_rate(seconds: float = 3) -> float:
     """GFLOP/s of the fastest float32 product there is here: torch's, or the compiled code's own."""
-    rates, shape = [gemm_rate(seconds=seconds)], (1024, 3072, 768)
+    rates, rows, weight_OI = [gemm_rate(seconds=seconds)], 1024, torch.randn(3072, 768)
     if "float32" in fused_precisions():
-        multiply = random_product(torch.randn(shape[1:]), shape[0], "float32")
-        times = []
-        while sum(times) < seconds:
-            began = time.perf_counter()
-            multiply()
-            times.append(time.perf_counter() - began)
-        rates.append(2 * math.prod(shape) / statistics.median(times) / 1e9)
+        rates.append(rate_of(random_product(weight_OI, rows, "float32"), 2 * rows * weight_OI.numel(), seconds))
     return max(rates)
 
 

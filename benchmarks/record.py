@@ -86,12 +86,17 @@ def machine() -> dict[str, Any]:
 def gemm_rate(size: int = 1024, seconds: float = 0.5) -> float:
     """Measured float32 matrix rate of the CPU in GFLOP/s: what the figures can be held against."""
     a, b = torch.randn(4 * size, size), torch.randn(size, size)
-    torch.mm(a, b)
+    return rate_of(lambda: torch.mm(a, b), 8 * size**3, seconds)
+
+
+def rate_of(run: Callable[[], object], operations: int, seconds: float) -> float:
+    """G operations/s of `run`, which takes so many operations, repeated for so long."""
+    run()
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        torch.mm(a, b)
+        run()
         count += 1
-    return 8 * size**3 * count / (time.perf_counter() - began) / 1e9
+    return operations * count / (time.perf_counter() - began) / 1e9
 
 
 def _command() -> str:

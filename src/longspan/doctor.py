@@ -20,7 +20,7 @@ import torch
 from longspan import __version__
 from longspan.config import Config
 from longspan.machine import GIB, GPU, Machine, installed_versions, read_machine
-from longspan.model.compiled import TIERS, load_fused
+from longspan.model.compiled import TIERS, load_fused, multiplies
 from longspan.model.compiled_training import load_training
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
@@ -208,8 +208,7 @@ def _cpu_embedding(precision: str) -> Use:
         elif largest_input() < 255:
             why = "no VNNI: inputs are rounded to 7 bits, so that sums stay exact"
     fused = precision != "float32" and computed_in == precision and load_fused().library is not None
-    tier = load_fused().tier
-    ours = tier is not None and tier.multiplies and computed_in is not None
+    ours = multiplies() and computed_in is not None
     prepacked = precision == "int8" or has_float_kernels(getattr(torch, str(computed_in)))
     in_float32 = computed_in != "bfloat16" and prepacked and load_training().library is not None
     return Use(

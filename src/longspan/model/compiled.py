@@ -93,6 +93,12 @@ def load_fused() -> Fused:
     return found if found.library is not None or tier == TIERS[-1] or wanted else _load(TIERS[-1])
 
 
+def multiplies() -> bool:
+    """Whether the compiled code is there and has the matrix products too."""
+    tier = load_fused().tier
+    return tier is not None and tier.multiplies
+
+
 def _choose(wanted: str) -> tuple[Tier | None, str]:
     """The best tier for this processor, or why there is none."""
     if wanted == "0":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from longspan.model.compiled import load_fused
+from longspan.model.compiled import multiplies
 from longspan.model.config import EncoderConfig
 from longspan.model.prepacked import round_weights
 from longspan.model.rows import Product, Rows, at, library
@@ -33,8 +33,7 @@ _BFLOAT16, _INT8, _FLOAT32 = range(3)
 
 def multiplies_float32(config: EncoderConfig) -> bool:
     """Whether the compiled code is there and has the products of such an encoder in float32."""
-    tier = load_fused().tier
-    return tier is not None and tier.multiplies and config.width % 16 == 0 and config.inner_width % 16 == 0
+    return multiplies() and config.width % 16 == 0 and config.inner_width % 16 == 0
 
 
 class _PanelLinear(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from longspan.model.compiled import load_fused
+from longspan.model.compiled import load_fused, multiplies
 from longspan.model.compiled_linear import ACTIVATIONS, CompiledFloatLinear, CompiledLinear
 from longspan.model.config import EncoderConfig
 from longspan.model.encoder import Encoder
@@ -30,6 +30,7 @@ from longspan.model.rows import Product, Rows, at, library
 from longspan.text.packed import Packed
 
 FusedPrecision = Literal["float32", "bfloat16", "int8"]
+"""What the compiled code may multiply in."""
 _ROWS = 2048
 """Rows that pass all between two attentions together: it bounds memory, and weights are read once for so many."""
 _OUR_ROWS = 1024
@@ -69,7 +70,7 @@ class FusedEncoder(InferenceEncoder):
             rotation = rotary_tables(packed, self.config, torch.float32) if self.config.positions == "rotary" else None
             x = Rows.empty(*h_TD.shape, int8=self._int8)
             _combine(h_TD, None, self._norms[0], self.config.prenorm, x)
-            rows = -(-len(h_TD) // -(-len(h_TD) // _OUR_ROWS)) if _are_ours() else _ROWS
+            rows = -(-len(h_TD) // -(-len(h_TD) // _OUR_ROWS)) if multiplies() else _ROWS
             layers: list[Any] = list(self.layers)
             for number, layer in enumerate(layers):
                 last = number == len(layers) - 1
@@ -131,15 +132,9 @@ class FusedEncoder(InferenceEncoder):
 
 def fused_linear(*, int8: bool, activation: str | None = None) -> MakeLinear:
     """Our own products, with an activation, where the compiled code has them, else oneDNN's, without."""
-    if _are_ours():
+    if multiplies():
         return functools.partial(CompiledLinear, int8=int8, activation=activation)
     return Int8Linear if int8 else FloatLinear
-
-
-def _are_ours() -> bool:
-    """Whether the compiled code has the matrix products too."""
-    tier = load_fused().tier
-    return tier is not None and tier.multiplies
 
 
 def product(linear: CompiledLinear | FloatLinear | Int8Linear, x: Rows) -> Product:
@@ -152,10 +147,10 @@ def product(linear: CompiledLinear | FloatLinear | Int8Linear, x: Rows) -> Produ
 
 
 def fused_precisions() -> tuple[FusedPrecision, ...]:
-    """In what the compiled code computes here."""
+    """What the compiled code multiplies in here."""
     if load_fused().library is None:
         return ()
-    return ("float32", "bfloat16", "int8") if _are_ours() else ("bfloat16", "int8")
+    return ("float32", "bfloat16", "int8") if multiplies() else ("bfloat16", "int8")
 
 
 def random_product(weight_OI: Tensor, num_rows: int, precision: FusedPrecision) -> Callable[[], object]:

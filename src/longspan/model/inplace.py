@@ -3,10 +3,9 @@
 Weights are laid out in advance, for oneDNN (`model/prepacked.py`) or in float32 for our own kernel
 (`model/compiled_linear.py`), and a product may apply the activation to its own result. In float32 attention, gate, sum
 and norm are training's compiled passes where there are any (`model/compiled_training.py`); else what lies between the
-products is done in place, in pieces that fit the cache. Every step treats each token or each
-sequence by itself, and gives the same bits whatever lies beside it: a text's vector does not depend on its batch, to
-the last bit. (By torch's attention, where 16 does not divide the head size, the last bits depend on where in memory a
-sequence begins.)
+products is done in place, in pieces that fit the cache. Every step treats each token or each sequence by itself, and
+gives the same bits whatever lies beside it: a text's vector does not depend on its batch, to the last bit. (By torch's
+attention, where 16 does not divide the head size, the last bits depend on where in memory a sequence begins.)
 
 Axes: T tokens of all sequences, D width, H heads, K head size, F inner width.
 """

@@ -21,6 +21,8 @@ _ROWS = 512
 BUILT_IN = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 """`EncoderConfig.activation` -> oneDNN's function and variant, for functions that its products apply. (Adding another
 matrix it can too, and took a third longer than two steps with AVX2.)"""
+_MISSING = (RuntimeError, AttributeError)
+"""What torch raises where it, or the processor, has no such kernel (NotImplementedError is a RuntimeError)."""
 _TINY = 1e-30
 """Stands for the range of a row whose values are all equal."""
 
@@ -110,7 +112,7 @@ def has_float_kernels(dtype: torch.dtype) -> bool:
     try:
         linear = FloatLinear(weight_OI.to(dtype), bias_O.to(dtype))
         y_TO = linear(x_TI.to(dtype))
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except _MISSING:
         return False
     bound = 16 * torch.finfo(dtype).eps
     return torch.allclose(y_TO.float(), x_TI @ weight_OI.T + bias_O, rtol=bound, atol=bound)
@@ -121,7 +123,7 @@ def has_int8_kernels() -> bool:
     """Whether `Int8Linear` computes here."""
     try:
         return largest_input() > 0
-    except (RuntimeError, AttributeError, NotImplementedError):
+    except _MISSING:
         return False
 
 
@@ -133,7 +135,7 @@ def largest_input() -> int:
     0: neither is exact.
 
     Raises:
-        RuntimeError, AttributeError, NotImplementedError: there is no such kernel.
+        RuntimeError, AttributeError: there is no such kernel.
     """
     num_inputs, num_outputs = 256, 64
     signs = torch.tensor(list(itertools.islice(itertools.cycle([1, -1]), num_outputs)), dtype=torch.int8)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.model.compiled import load_fused
+from longspan.model.compiled import load_fused, multiplies
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Product:
 
 def integers() -> torch.dtype:
     """The type to which the compiled code rounds rows: what the products beside it read."""
-    tier = load_fused().tier
-    return torch.uint8 if tier is not None and tier.multiplies else torch.int8
+    return torch.uint8 if multiplies() else torch.int8
 
 
 def library() -> Any:
